@@ -1,0 +1,159 @@
+"""The settings a producer and a worker share, read from ``GOLEM_*`` and checked once.
+
+`load` turns whatever is wrong with them into one `ConfigurationError` sentence; `describe` lists
+them for a log with the secrets masked. A URL is a `SecretStr`, so that neither a repr nor a
+traceback can show its password.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from golem_tasks.contract import BULK_SUFFIX, DEFAULT_QUEUE, Limits
+from golem_tasks.errors import ConfigurationError
+
+__all__ = ["ENV_PREFIX", "SCHEMES", "ClientSettings", "describe", "load", "mask_url"]
+
+ENV_PREFIX = "GOLEM_"
+SCHEMES = ("redis", "rediss", "redis+socket", "unix", "sentinel")
+_SECRET_QUERY = ("password", "pass", "token", "secret", "credential")
+
+
+def mask_url(url: str) -> str:
+    """Return the URL, each of them in a ``;`` list, with its passwords as ``**``."""
+    return ";".join(_mask_one(part) for part in url.split(";"))
+
+
+def _mask_one(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        userinfo, at, host = parts.netloc.rpartition("@")
+        if at:
+            user, colon, _ = userinfo.partition(":")
+            # Without a colon the whole userinfo may be a token somebody pasted.
+            userinfo = f"{user}:**" if colon else "**"
+        query = [
+            (key, "**" if any(word in key.lower() for word in _SECRET_QUERY) else value)
+            for key, value in parse_qsl(parts.query, keep_blank_values=True)
+        ]
+    except ValueError:
+        return "**"
+    query_text = urlencode(query, safe="*/")
+    return urlunsplit((parts.scheme, f"{userinfo}{at}{host}", parts.path, query_text, ""))
+
+
+def _check_url(value: SecretStr) -> SecretStr:
+    scheme, separator, rest = value.get_secret_value().partition("://")
+    if not separator or scheme not in SCHEMES or not rest:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise ValueError(f"must be a Redis URL that begins with one of {known}")
+    return value
+
+
+RedisUrl = Annotated[SecretStr, AfterValidator(_check_url)]
+
+
+class ClientSettings(BaseSettings):
+    """What every process that talks to the queue needs to know."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, frozen=True, extra="ignore", validate_default=True
+    )
+
+    broker_url: RedisUrl = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis that holds the queues: redis://, rediss://, unix or sentinel://.",
+    )
+    result_backend: RedisUrl | None = Field(
+        None, description="Redis that holds the answers; the broker's own if unset."
+    )
+    queue: str = Field(
+        DEFAULT_QUEUE,
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\w.:-]+$",
+        description=f"Interactive queue; its bulk lane has the suffix {BULK_SUFFIX!r}.",
+    )
+    global_keyprefix: str = Field(
+        "", description="Put before every Redis key, for a database shared with others."
+    )
+    result_expires_s: int = Field(
+        3600, ge=1, description="Seconds an answer stays in Redis after it was stored."
+    )
+    connect_timeout_s: float = Field(
+        5.0, gt=0, le=300, description="Seconds until an unreachable Redis is an error."
+    )
+    socket_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="Seconds until a Redis that doesn't reply is an error."
+    )
+    max_text_chars: int = Field(
+        Limits().max_text_chars, ge=1, description="Characters allowed in one text."
+    )
+    max_texts: int = Field(
+        Limits().max_texts, ge=1, description="Texts allowed in one classify_many job."
+    )
+    max_message_bytes: int = Field(
+        Limits().max_message_bytes, ge=1024, description="Bytes allowed in one message body."
+    )
+
+    @property
+    def broker(self) -> str:
+        """The broker URL with its secret: for connecting, never for showing."""
+        return self.broker_url.get_secret_value()
+
+    @property
+    def backend(self) -> str:
+        """The result backend's URL with its secret: for connecting, never for showing."""
+        chosen = self.result_backend or self.broker_url
+        return chosen.get_secret_value()
+
+    @property
+    def bulk_queue(self) -> str:
+        """Name of the bulk lane."""
+        return self.queue + BULK_SUFFIX
+
+    @property
+    def limits(self) -> Limits:
+        """What a job may carry."""
+        return Limits(
+            max_text_chars=self.max_text_chars,
+            max_texts=self.max_texts,
+            max_message_bytes=self.max_message_bytes,
+        )
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+
+
+def load(cls: type[SettingsT], **given: Any) -> SettingsT:
+    """Read settings from the environment; a keyword argument that isn't None goes before it.
+
+    Raises:
+        ConfigurationError: one sentence that names the setting, its fault and where to set it.
+    """
+    try:
+        return cls(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else "settings"
+        reason = first["msg"].removeprefix("Value error, ")
+        message = (
+            f"{ENV_PREFIX}{field.upper()} can't be used: {reason[0].lower()}{reason[1:]}; "
+            "correct it in the environment or on the command line."
+        )
+        raise ConfigurationError(message) from None
+
+
+def describe(settings: BaseSettings) -> dict[str, str]:
+    """Every setting by its environment name, secrets masked; for the log at start."""
+    shown = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            value = mask_url(value.get_secret_value())
+        shown[ENV_PREFIX + name.upper()] = str(value)
+    return shown

@@ -1,0 +1,22 @@
+"""Fixtures every folder of tests shares."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from golem_tasks.embedded import EmbeddedServer
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[EmbeddedServer]:
+    """One real server for the whole session, on a free port."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: EmbeddedServer) -> EmbeddedServer:
+    """The session's server, emptied."""
+    with shared_server.client() as client:
+        client.flushall()
+    return shared_server

@@ -1,0 +1,1 @@
+"""The process with the model. ``celery -A worker worker`` finds its app in `worker.celery`."""

@@ -1,0 +1,70 @@
+"""Every dial of the worker, each with its unit, default and environment name (``GOLEM_*``)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from golem_tasks.settings import ClientSettings
+
+__all__ = ["EMBEDDED_MODEL", "WorkerSettings"]
+
+EMBEDDED_MODEL = "golem-mini"
+
+
+class WorkerSettings(ClientSettings):
+    """What a worker needs to know, beside what it shares with producers."""
+
+    model: str = Field(
+        EMBEDDED_MODEL,
+        min_length=1,
+        description="Hub id, folder, or 'golem-mini', the model that ships with the worker.",
+    )
+    model_revision: str | None = Field(
+        None, description="Branch, tag or commit of a hub model; pin one in production."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Whether code that comes with a hub model may run here."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="auto: half precision on CUDA, bfloat16 on a CPU that has it, else float32.",
+    )
+    processes: int | None = Field(
+        None, ge=1, le=256, description="Model processes; unset: one per GPU, one on a CPU."
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads per process; unset: cores / processes."
+    )
+    max_rows: int = Field(
+        128, ge=1, le=4096, description="Most texts in one dispatch to a model process."
+    )
+    max_dispatch_tokens: int = Field(
+        32_768, ge=1, description="Most estimated tokens in one dispatch to a model process."
+    )
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="Padded area of a micro-batch, longest x rows, in tokens; unset: by device.",
+    )
+    linger_ms: float = Field(
+        0.0, ge=0, le=60_000, description="Milliseconds a job may wait for company while idle."
+    )
+    max_age_ms: float = Field(
+        1_000.0, gt=0, description="Milliseconds after which a waiting job goes before all others."
+    )
+    load_timeout_s: float = Field(
+        900.0, gt=0, description="Seconds a model process may take to load and warm up."
+    )
+    grace_s: float = Field(
+        30.0, gt=0, description="Seconds a shutdown may take to finish what is in flight."
+    )
+    visibility_timeout_s: int = Field(
+        300, ge=10, description="Seconds after which a job held by a dead worker reappears."
+    )
