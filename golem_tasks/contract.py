@@ -62,6 +62,11 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class _Answer(BaseModel):
+    # A newer worker may tell more than an older producer knows: what is new is passed over.
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
 class Limits(_Frozen):
     """What a job may carry."""
 
@@ -84,7 +89,7 @@ class Options(_Frozen):
     """A text over the model's maximum: cut it, fail with `TextTooLong`, or average windows."""
 
 
-class Model(_Frozen):
+class Model(_Answer):
     """The model that answered."""
 
     name: str
@@ -92,7 +97,7 @@ class Model(_Frozen):
     dtype: str
 
 
-class Timing(_Frozen):
+class Timing(_Answer):
     """Where the time went, and how full the batch was."""
 
     queued_ms: float
@@ -105,7 +110,7 @@ class Timing(_Frozen):
     """Share of that micro-batch's token positions that was padding, 0 to 1."""
 
 
-class Prediction(_Frozen):
+class Prediction(_Answer):
     """One text's answer."""
 
     label: str
@@ -121,7 +126,7 @@ class Prediction(_Frozen):
     timing: Timing
 
 
-class ItemError(_Frozen):
+class ItemError(_Answer):
     """Why one text of a ``classify_many`` job has no prediction."""
 
     type: str
@@ -129,13 +134,13 @@ class ItemError(_Frozen):
     message: str
 
 
-class FailedItem(_Frozen):
+class FailedItem(_Answer):
     """Takes the place of a prediction in `Predictions`."""
 
     error: ItemError
 
 
-class Predictions(_Frozen):
+class Predictions(_Answer):
     """The answer of ``classify_many``, one item for each text, in order."""
 
     predictions: list[Prediction | FailedItem]

@@ -81,6 +81,9 @@ class ClientSettings(BaseSettings):
     global_keyprefix: str = Field(
         "", description="Put before every Redis key, for a database shared with others."
     )
+    sentinel_master: str = Field(
+        "mymaster", min_length=1, description="Name of the master a sentinel:// URL asks for."
+    )
     result_expires_s: int = Field(
         3600, ge=1, description="Seconds an answer stays in Redis after it was stored."
     )
