@@ -1,0 +1,129 @@
+"""The batcher: what is dispatched when, and in what order."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.batcher import Batcher, BatchLimits, Lane, Waiting
+
+LIMITS = BatchLimits(max_rows=8, max_tokens=100, max_age_s=5.0)
+
+
+def job(name: int, **changes: object) -> Waiting[int]:
+    """A job of one row and ten tokens that arrived at 0 s, but for `changes`."""
+    fields: dict[str, object] = {"rows": 1, "tokens": 10, "since_s": 0.0, **changes}
+    return Waiting(name, **fields)  # type: ignore[arg-type]  # the fields are the caller's
+
+
+def names(batch: list[Waiting[int]]) -> list[int]:
+    """The requests of a batch."""
+    return [waiting.request for waiting in batch]
+
+
+def filled(*jobs: Waiting[int], limits: BatchLimits = LIMITS) -> Batcher[int]:
+    """A batcher with these jobs."""
+    batcher: Batcher[int] = Batcher(limits)
+    for each in jobs:
+        batcher.add(each)
+    return batcher
+
+
+jobs = st.builds(
+    Waiting,
+    request=st.integers(),
+    rows=st.integers(1, 20),
+    tokens=st.integers(1, 300),
+    since_s=st.floats(0, 20),
+    lane=st.sampled_from(Lane),
+    priority=st.integers(0, 9),
+    time_limits=st.sampled_from([(None, None), (10.0, None)]),
+    suspect=st.booleans(),
+)
+
+
+@given(st.lists(jobs, max_size=60), st.floats(0, 40))
+def test_every_job_leaves_exactly_once_in_batches_within_the_bounds(
+    waiting: list[Waiting[int]], now_s: float
+) -> None:
+    """Emptying the batcher yields each job once; a batch over a bound holds a single job."""
+    batcher = filled(*waiting)
+    out: list[Waiting[int]] = []
+    while batcher.ripe_at_s() is not None:
+        batch = batcher.next_batch(now_s + 20)
+        assert batch
+        if len(batch) > 1:
+            assert sum(each.rows for each in batch) <= LIMITS.max_rows
+            assert sum(each.tokens for each in batch) <= LIMITS.max_tokens
+            assert not any(each.suspect for each in batch)
+            assert len({each.time_limits for each in batch}) == 1
+        out += batch
+    assert sorted(map(id, out)) == sorted(map(id, waiting))
+    assert (len(batcher), batcher.rows, batcher.tokens) == (0, 0, 0)
+
+
+@given(st.lists(jobs, max_size=30), st.integers(0, 30))
+def test_jobs_put_back_come_out_as_if_they_had_never_left(
+    waiting: list[Waiting[int]], batches: int
+) -> None:
+    """Taking a batch and putting it back changes nothing."""
+    batcher = filled(*waiting)
+    for _ in range(min(batches, len(waiting))):
+        batcher.next_batch(100)
+    before = list(batcher)
+    taken = batcher.next_batch(100)
+    batcher.put_back(taken)
+    assert list(batcher) == before
+    assert batcher.rows == sum(each.rows for each in before)
+
+
+def test_a_lone_job_goes_at_once() -> None:
+    """Without a linger, one job is a batch as soon as a process is idle."""
+    assert names(filled(job(1)).next_batch(0.0)) == [1]
+
+
+def test_the_linger_starts_with_the_first_job() -> None:
+    """A batch waits for its oldest job's linger, however late the others came."""
+    limits = BatchLimits(max_rows=8, max_tokens=100, linger_s=2.0)
+    batcher = filled(job(1, since_s=10.0), job(2, since_s=11.9), limits=limits)
+    assert batcher.ripe_at_s() == 12.0
+    assert batcher.next_batch(11.99) == []
+    assert names(batcher.next_batch(12.0)) == [1, 2]
+
+
+def test_a_full_batch_does_not_linger() -> None:
+    """As soon as the rows of a batch wait, it goes."""
+    limits = BatchLimits(max_rows=2, max_tokens=100, linger_s=60.0)
+    batcher = filled(job(1), job(2), job(3), limits=limits)
+    assert names(batcher.next_batch(0.0)) == [1, 2]
+    assert batcher.next_batch(0.0) == []
+
+
+def test_the_interactive_lane_goes_before_bulk_and_the_urgent_before_the_rest() -> None:
+    """Lane first, then priority with 0 highest, then arrival."""
+    batcher = filled(
+        job(1, lane=Lane.BULK),
+        job(2, priority=9),
+        job(3, priority=0),
+        job(4, priority=0),
+    )
+    assert names(batcher.next_batch(0.0)) == [3, 4, 2, 1]
+
+
+def test_an_overdue_bulk_job_goes_before_fresh_interactive_ones() -> None:
+    """Nothing starves: past max_age_s, age decides."""
+    batcher = filled(job(1, since_s=6.0), job(2, lane=Lane.BULK, since_s=0.0))
+    assert names(batcher.next_batch(7.0)) == [2, 1]
+
+
+def test_a_job_larger_than_a_batch_goes_alone() -> None:
+    """A job over the bounds is neither refused nor does it take others with it."""
+    batcher = filled(job(1, rows=50, tokens=5000), job(2))
+    assert names(batcher.next_batch(0.0)) == [1]
+    assert names(batcher.next_batch(0.0)) == [2]
+
+
+def test_discarded_jobs_are_gone_and_uncounted() -> None:
+    """Discarding removes just what was asked for."""
+    batcher = filled(job(1), job(2), job(3, priority=3))
+    gone = batcher.discard(lambda request: request != 2)
+    assert names(gone) == [1, 3]
+    assert (len(batcher), batcher.rows, batcher.tokens) == (1, 1, 10)

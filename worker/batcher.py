@@ -1,0 +1,182 @@
+"""What may be dispatched now, and why: the one place that forms batches. Pure, no I/O, no clock.
+
+The rule is: dispatch at once while a process is idle; while all are busy, collect. So a lone job
+never waits for company, and a deep queue fills every batch without a timer. An optional linger
+makes the first job of a batch wait a little for others.
+
+Order within a batch: a job older than ``max_age_s`` first, whatever its lane (nothing starves);
+then the interactive lane before bulk, then Celery's priority (0 is the highest), then arrival.
+Jobs with different time limits don't share a batch, since the pool sets one timer for the whole of
+it. A suspect, a job that was in a batch whose process died, goes alone.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeAlias, TypeVar
+
+__all__ = ["BatchLimits", "Batcher", "Lane", "TimeLimits", "Waiting"]
+
+RequestT = TypeVar("RequestT")
+TimeLimits: TypeAlias = tuple[float | None, float | None]
+
+
+class Lane(enum.IntEnum):
+    """Which queue a job came from; the smaller is served first."""
+
+    INTERACTIVE = 0  # somebody waits for the answer
+    BULK = 1  # gets what the interactive lane leaves
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Bounds of one dispatch."""
+
+    max_rows: int
+    """Texts in one dispatch; a job with more goes alone."""
+    max_tokens: int
+    """Estimated tokens in one dispatch; a job with more goes alone."""
+    linger_s: float = 0.0
+    """Seconds the first job of a batch may wait for company while a process is idle."""
+    max_age_s: float = 1.0
+    """Seconds after which a waiting job goes before all others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(Generic[RequestT]):
+    """A job in the buffer."""
+
+    request: RequestT
+    rows: int
+    tokens: int
+    since_s: float
+    """Monotonic time of its arrival here, in seconds."""
+    lane: Lane = Lane.INTERACTIVE
+    priority: int = 0
+    time_limits: TimeLimits = (None, None)
+    """Hard and soft limit of the job, in seconds."""
+    suspect: bool = False
+    """Whether it must go alone."""
+
+
+_Key: TypeAlias = tuple[bool, Lane, int, TimeLimits]
+
+
+@dataclass(slots=True)
+class Batcher(Generic[RequestT]):
+    """The buffer of waiting jobs. Append with `add`, take with `next_batch`; nothing else.
+
+    Invariant: `rows` and `tokens` are the sums over the jobs in it.
+    """
+
+    limits: BatchLimits
+    rows: int = 0
+    tokens: int = 0
+    _queues: dict[_Key, deque[Waiting[RequestT]]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def __iter__(self) -> Iterator[Waiting[RequestT]]:
+        for key in sorted(self._queues, key=_order):
+            yield from self._queues[key]
+
+    def add(self, job: Waiting[RequestT]) -> None:
+        """Append a job behind its equals."""
+        self._queue(job).append(job)
+        self._count(job, +1)
+
+    def put_back(self, jobs: Iterable[Waiting[RequestT]]) -> None:
+        """Return jobs that were taken but never ran; they go before their equals, in order."""
+        for job in reversed(list(jobs)):
+            self._queue(job).appendleft(job)
+            self._count(job, +1)
+
+    def discard(self, unwanted: Callable[[RequestT], bool]) -> list[Waiting[RequestT]]:
+        """Remove and return the jobs for whose request `unwanted` is true."""
+        gone = []
+        for key, queue in list(self._queues.items()):
+            kept = deque(job for job in queue if not unwanted(job.request))
+            if len(kept) == len(queue):
+                continue
+            gone += [job for job in queue if unwanted(job.request)]
+            self._replace(key, kept)
+        for job in gone:
+            self._count(job, -1)
+        return gone
+
+    def ripe_at_s(self) -> float | None:
+        """When a batch may go, in monotonic seconds: in the past if now; None with no jobs.
+
+        A batch's linger starts at its oldest job, not when somebody asks; a full batch or an
+        overdue one doesn't linger.
+        """
+        heads = [queue[0].since_s for queue in self._queues.values()]
+        if not heads:
+            return None
+        full = self.rows >= self.limits.max_rows or self.tokens >= self.limits.max_tokens
+        return min(heads) if full else min(heads) + self.limits.linger_s
+
+    def next_batch(self, now_s: float) -> list[Waiting[RequestT]]:
+        """Take the next batch; empty if none is ripe. The caller knows that a process is idle."""
+        ripe_at_s = self.ripe_at_s()
+        if ripe_at_s is None or ripe_at_s > now_s:
+            return []
+        batch: list[Waiting[RequestT]] = []
+        rows = tokens = 0
+        while queue := self._choose(now_s, batch):
+            job = queue[0]
+            over = (
+                rows + job.rows > self.limits.max_rows
+                or tokens + job.tokens > self.limits.max_tokens
+            )
+            if batch and over:
+                break
+            self._take(queue)
+            batch.append(job)
+            rows, tokens = rows + job.rows, tokens + job.tokens
+            if job.suspect:
+                break
+        return batch
+
+    def _choose(
+        self, now_s: float, batch: list[Waiting[RequestT]]
+    ) -> deque[Waiting[RequestT]] | None:
+        """The queue whose head goes next, among those that may join the batch."""
+        keys = list(self._queues)
+        if batch:
+            keys = [k for k in keys if not k[0] and k[3] == batch[0].time_limits]
+        if not keys:
+            return None
+        overdue = [k for k in keys if now_s - self._queues[k][0].since_s >= self.limits.max_age_s]
+        if overdue:
+            return self._queues[min(overdue, key=lambda k: self._queues[k][0].since_s)]
+        return self._queues[min(keys, key=_order)]
+
+    def _queue(self, job: Waiting[RequestT]) -> deque[Waiting[RequestT]]:
+        key = (job.suspect, job.lane, job.priority, job.time_limits)
+        return self._queues.setdefault(key, deque())
+
+    def _take(self, queue: deque[Waiting[RequestT]]) -> None:
+        job = queue.popleft()
+        self._count(job, -1)
+        if not queue:
+            del self._queues[job.suspect, job.lane, job.priority, job.time_limits]
+
+    def _replace(self, key: _Key, queue: deque[Waiting[RequestT]]) -> None:
+        if queue:
+            self._queues[key] = queue
+        else:
+            del self._queues[key]
+
+    def _count(self, job: Waiting[RequestT], sign: int) -> None:
+        self.rows += sign * job.rows
+        self.tokens += sign * job.tokens
+
+
+def _order(key: _Key) -> tuple[Lane, int, bool, tuple[float, float]]:
+    suspect, lane, priority, (hard_s, soft_s) = key
+    return lane, priority, suspect, (hard_s or 0.0, soft_s or 0.0)
