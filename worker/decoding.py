@@ -1,0 +1,149 @@
+"""Logits to predictions, by the rule of Hugging Face's text-classification pipeline. Pure.
+
+This runs once per job, thousands of times a second, on a handful of numbers: plain floats in plain
+lists beat an array library there, and the answer is a plain dict that JSON takes as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from golem_tasks.contract import Options
+from golem_tasks.errors import InferenceError
+from worker.interfaces import Activation, Encoded, ModelInfo
+
+__all__ = ["Decoder", "MicroBatch", "activation_for", "sigmoid", "softmax"]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward pass that was run."""
+
+    rows: int
+    longest: int
+    """Tokens of its longest row; rows x longest is what the device computed."""
+    tokens: int
+    """Tokens that weren't padding."""
+    forward_ms: float
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the computed token positions that was padding, 0 to 1."""
+        return 1.0 - self.tokens / (self.rows * self.longest)
+
+
+def activation_for(problem_type: str | None, num_labels: int) -> Activation:
+    """The activation the pipeline would apply to a model with this configuration."""
+    if problem_type == "regression":
+        return Activation.NONE
+    if problem_type == "multi_label_classification" or num_labels == 1:
+        return Activation.SIGMOID
+    return Activation.SOFTMAX
+
+
+def softmax(logits: Sequence[float]) -> list[float]:
+    """Probabilities that sum to 1; shifted by the maximum so that none overflows."""
+    top = max(logits)
+    powers = [math.exp(value - top) for value in logits]
+    total = math.fsum(powers)
+    return [power / total for power in powers]
+
+
+def sigmoid(logits: Sequence[float]) -> list[float]:
+    """Each label's own probability; exp() is only taken of what is at most 0."""
+    return [
+        1.0 / (1.0 + math.exp(-value)) if value >= 0 else math.exp(value) / (1.0 + math.exp(value))
+        for value in logits
+    ]
+
+
+_FUNCTIONS: dict[Activation, Callable[[Sequence[float]], list[float]]] = {
+    Activation.SOFTMAX: softmax,
+    Activation.SIGMOID: sigmoid,
+    Activation.NONE: list,
+}
+
+
+class Decoder:
+    """Turns one text's logits into a dict that validates as `golem_tasks.contract.Prediction`."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self._labels = info.labels
+        self._activate = _FUNCTIONS[info.activation]
+        self._model = {"name": info.name, "revision": info.revision, "dtype": info.dtype}
+
+    def decode(
+        self,
+        rows: Sequence[list[float]],
+        encoded: Encoded,
+        options: Options,
+        queued_ms: float,
+        batches: Sequence[MicroBatch],
+    ) -> dict[str, Any]:
+        """Build the prediction.
+
+        Args:
+            rows: logits of each of the text's rows, (rows, C).
+            encoded: the text's rows, as the engine encoded them.
+            options: the job's options.
+            queued_ms: milliseconds the job waited before it was encoded.
+            batches: the micro-batch each row was in.
+
+        Raises:
+            InferenceError: the model's answer isn't one number for each label, or isn't finite.
+        """
+        for logits in rows:
+            self._check(logits)
+        scores = [self._activate(logits) for logits in rows]
+        mean_scores = _mean(scores, encoded.weights)
+        order = sorted(range(len(mean_scores)), key=mean_scores.__getitem__, reverse=True)
+        best = order[0]
+        labels = self._labels
+        prediction: dict[str, Any] = {
+            "label": labels[best],
+            "score": mean_scores[best],
+            "scores": {labels[i]: mean_scores[i] for i in order[: options.top_k]},
+            "tokens": encoded.tokens,
+            "truncated": encoded.truncated,
+            "model": self._model,
+            "timing": _timing(queued_ms, batches),
+        }
+        if options.logits:
+            prediction["logits"] = _mean(rows, encoded.weights)
+        return prediction
+
+    def _check(self, logits: list[float]) -> None:
+        if len(logits) != len(self._labels):
+            cause = f"{len(logits)} logits came back for {len(self._labels)} labels"
+            raise InferenceError.at("forward", cause)
+        if not all(map(math.isfinite, logits)):
+            raise InferenceError.at("forward", "the model answered with NaN or infinity")
+
+
+def _mean(rows: Sequence[list[float]], weights: Sequence[int]) -> list[float]:
+    """Mean of the rows, each by its weight; the one row there mostly is stays as it is."""
+    if len(rows) == 1:
+        return rows[0]
+    total = sum(weights)
+    return [
+        math.fsum(value * weight for value, weight in zip(column, weights, strict=True)) / total
+        for column in zip(*rows, strict=True)
+    ]
+
+
+def _timing(queued_ms: float, batches: Sequence[MicroBatch]) -> dict[str, Any]:
+    """A text of several windows waited for every micro-batch its windows were in."""
+    first = batches[0]
+    if len(batches) == 1:
+        forward_ms = first.forward_ms
+    else:
+        forward_ms = sum({id(batch): batch.forward_ms for batch in batches}.values())
+    return {
+        "queued_ms": round(queued_ms, 3),
+        "forward_ms": round(forward_ms, 3),
+        "batch_rows": first.rows,
+        "padding_share": round(first.padding_share, 4),
+    }

@@ -1,0 +1,124 @@
+"""What the model side of the worker is made of: the types that cross it and the engine's interface.
+
+`Engine` is implemented twice: by `worker.engine`, where torch lives, and by the tests' fake. All
+that stands above it (`worker.packing`, `worker.decoding`, `worker.classifier`) imports no torch,
+so it runs, and is tested, without a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from golem_tasks.contract import OnLong, TextItem
+from golem_tasks.errors import JobError
+
+__all__ = [
+    "Activation",
+    "DeviceLost",
+    "Encoded",
+    "Engine",
+    "Launched",
+    "ModelInfo",
+    "Row",
+]
+
+
+class DeviceLost(BaseException):
+    """Raised when the device is useless to this process from now on, as after a CUDA assert.
+
+    Not an `Exception`, because running the batch again in halves would fail every innocent job in
+    it: the process has to end, and its jobs have to run in another one.
+    """
+
+
+class Activation(Enum):
+    """What turns logits into scores; chosen as Hugging Face's text-classification pipeline does."""
+
+    SOFTMAX = "softmax"
+    """One label of several: the scores are probabilities that sum to 1."""
+    SIGMOID = "sigmoid"
+    """Each label on its own: several may be true. Also a single label that isn't a regression."""
+    NONE = "none"
+    """Regression: the score is the raw value."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The loaded model, as answers and logs name it."""
+
+    name: str
+    revision: str | None
+    dtype: str
+    device: str
+    labels: tuple[str, ...]
+    """In the order of the logits."""
+    activation: Activation
+    max_tokens: int
+    """Longest row the model takes, special tokens included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence for the model, special tokens included, without padding."""
+
+    ids: list[int]  # (T,)
+    type_ids: list[int] | None = None  # (T,), or None where the model takes none
+
+    @property
+    def length(self) -> int:
+        """Tokens in the row."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One text as the model sees it: one row, or the overlapping windows of a long text."""
+
+    rows: tuple[Row, ...]
+    tokens: int
+    """Tokens the text has, special tokens included, before any truncation."""
+    truncated: bool
+    weights: tuple[int, ...] = (1,)
+    """Each row's share in the answer: its tokens of text. One row's weight doesn't matter."""
+
+
+class Launched(Protocol):
+    """A micro-batch the device has been given."""
+
+    def logits(self) -> list[list[float]]:
+        """Wait for the device and return the logits, (B, C); to be called once."""
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    info: ModelInfo
+    token_budget: int
+    """Padded area (longest x rows) of a micro-batch that suits the device, in tokens."""
+    max_rows: int
+    """Most rows of a micro-batch."""
+
+    def encode(
+        self, items: Sequence[TextItem], on_long: Sequence[OnLong]
+    ) -> list[Encoded | JobError]:
+        """Tokenize; an item that breaks a rule of the model is its own error in the list."""
+
+    def launch(self, rows: Sequence[Row]) -> Launched:
+        """Give one micro-batch to the device; returns before a GPU has computed it.
+
+        Raises:
+            DeviceLost: the process has to end.
+        """
+
+    def release_memory(self) -> None:
+        """Give what the allocator holds in reserve back to the device, after out of memory."""
+
+    def warm_up(self) -> None:
+        """Run a full-size and a single-row micro-batch.
+
+        Raises:
+            ModelLoadError: the model can't do its work.
+        """
