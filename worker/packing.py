@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 __all__ = ["OVERHEAD_SHARE", "pack", "padded_area"]
 
@@ -44,7 +45,7 @@ def pack(
     if overhead_tokens is None:
         overhead_tokens = token_budget // OVERHEAD_SHARE
     cuts = _cuts([lengths[i] for i in order], token_budget, max_rows, overhead_tokens)
-    return [order[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [order[start:end] for start, end in pairwise(cuts)]
 
 
 def _cuts(ordered: list[int], budget: int, max_rows: int, overhead: int) -> list[int]:
@@ -56,9 +57,9 @@ def _cuts(ordered: list[int], budget: int, max_rows: int, overhead: int) -> list
     cost = {0: 0}  # cost[end]: of the rows before `end`, packed best
     start_of = {}  # start_of[end]: where the last micro-batch of that packing begins
     for end in _ends(len(ordered), changes, earliest):
-        start = earliest[end]
-        best, best_start = cost[start] + ordered[start] * (end - start), start
-        for start in changes[bisect_right(changes, start) : bisect_left(changes, end)]:
+        best_start = earliest[end]
+        best = cost[best_start] + ordered[best_start] * (end - best_start)
+        for start in changes[bisect_right(changes, best_start) : bisect_left(changes, end)]:
             candidate = cost[start] + ordered[start] * (end - start)
             if candidate < best:
                 best, best_start = candidate, start

@@ -59,6 +59,11 @@ class WorkerSettings(ClientSettings):
     max_age_ms: float = Field(
         1_000.0, gt=0, description="Milliseconds after which a waiting job goes before all others."
     )
+    engine: str = Field(
+        "worker.engine:load",
+        pattern=r"^[\w.]+:\w+$",
+        description="Loader of the engine, module:function; tests and benchmarks bring their own.",
+    )
     load_timeout_s: float = Field(
         900.0, gt=0, description="Seconds a model process may take to load and warm up."
     )

@@ -1,0 +1,217 @@
+"""One batch on its way through the pool, and the one place where its jobs are settled.
+
+Whatever happens to a batch, each of its jobs ends in exactly one of three ways: settled by its own
+outcome, taken back into the buffer to run again, or left unacknowledged for another worker because
+this one is leaving. Only `Settlement` decides which, and only what it calls acknowledges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import (
+    SoftTimeLimitExceeded,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
+from celery import states
+from celery.utils.log import get_logger
+
+from golem_tasks.errors import InferenceError, JobError, PoisonJob
+from worker.batcher import Waiting
+from worker.requests import BatchedRequest
+from worker.runner import Job, Settled, run_dispatch
+
+__all__ = ["Dispatch", "Settlement", "TakesBack"]
+
+logger = get_logger(__name__)
+
+CRASHES_ALONE = 2
+"""A job that ends its process this often, alone in it, is poison."""
+
+
+class TakesBack(Protocol):
+    """What `Settlement` needs of the intake."""
+
+    worker: Any
+
+    def take_back(self, jobs: list[Waiting[BatchedRequest]]) -> None:
+        """Buffer jobs again that were dispatched but got no outcome."""
+
+
+class Dispatch:
+    """The jobs one pool call carries."""
+
+    def __init__(self, jobs: Sequence[Waiting[BatchedRequest]], settlement: Settlement) -> None:
+        self.jobs = list(jobs)
+        self.cancelled = False
+        """Whether a cold shutdown has already signalled the child."""
+        self._settlement = settlement
+
+    def start(self, pool: Any) -> bool:
+        """Hand the jobs to the pool; False if it is closed and took nothing."""
+        for job in self.jobs:
+            job.request.batch = self
+        hard_s, soft_s = self.jobs[0].time_limits
+        result = pool.apply_async(
+            run_dispatch,
+            args=([_job(waiting.request) for waiting in self.jobs],),
+            accept_callback=self._accepted,
+            callback=self._answered,
+            error_callback=self._failed,
+            timeout_callback=self._timed_out,
+            timeout=hard_s,
+            soft_timeout=soft_s,
+            # A task's id here would let the pool drop the whole batch when that task is revoked.
+            correlation_id=None,
+        )
+        return result is not None
+
+    def _accepted(self, pid: int, time_accepted: float) -> None:
+        for job in self.jobs:
+            self._settlement.accepted(job.request, pid, time_accepted)
+
+    def _answered(self, results: Sequence[Settled]) -> None:
+        self._settlement.answered(self.jobs, results)
+
+    def _failed(self, einfo: Any) -> None:
+        self._settlement.failed(self.jobs, einfo)
+
+    def _timed_out(self, soft: bool, timeout: float) -> None:
+        # The outcome of a hard limit comes through `_failed` as well; it is settled there, once.
+        kind = "Soft" if soft else "Hard"
+        logger.warning(
+            "%s time limit of %s s passed for a batch of %d jobs.", kind, timeout, len(self.jobs)
+        )
+
+
+def _job(request: BatchedRequest) -> Job:
+    headers = {k: v for k, v in request.request_dict.items() if k not in ("args", "kwargs")}
+    return Job(request.type, request.id, headers, request.payload, request.received_s)
+
+
+class Settlement:
+    """Ends jobs. Every method sees to it that one job's trouble doesn't reach the next."""
+
+    def __init__(self, intake: TakesBack) -> None:
+        self._intake = intake
+        self._crashes: dict[str, int] = {}
+
+    def accepted(self, request: BatchedRequest, pid: int, time_accepted: float) -> None:
+        """A child took the job."""
+        try:
+            request.on_accepted(pid, time_accepted)
+        except Exception:
+            logger.exception("Job %s: its start couldn't be recorded", request.id)
+
+    def answered(self, jobs: Sequence[Waiting[BatchedRequest]], results: Sequence[Settled]) -> None:
+        """The child settled every job in Celery's tracer; acknowledge each by its own outcome."""
+        if len(results) != len(jobs):
+            error = InferenceError.at("decode", f"{len(results)} answers for {len(jobs)} jobs")
+            for job in jobs:
+                self.fail(job.request, error)
+            return
+        for job, result in zip(jobs, results, strict=True):
+            request = job.request
+            self._crashes.pop(request.id, None)
+            if request.settled:
+                continue
+            try:
+                request.on_success(result)
+            except BaseException:  # MemoryError and SystemExit, too, are a job's own here
+                logger.exception("Job %s couldn't be settled", request.id)
+                self.fail(request, InferenceError.at("decode", "the worker couldn't settle it"))
+
+    def failed(self, jobs: list[Waiting[BatchedRequest]], einfo: Any) -> None:
+        """The pool call ended without outcomes: sort out who is to blame."""
+        cause = getattr(einfo.exception, "exc", einfo.exception)
+        open_jobs = [job for job in jobs if not (job.request.settled or job.request.cancelled)]
+        if isinstance(cause, WorkerLostError | Terminated | SystemExit):
+            open_jobs = self._without_finished(open_jobs)
+        if not open_jobs:
+            return
+        if len(open_jobs) > 1:
+            logger.warning(
+                "A batch of %d jobs ended without answers (%r); each runs again alone.",
+                len(open_jobs),
+                cause,
+            )
+            self._retry_alone(open_jobs)
+            return
+        self._settle_culprit(open_jobs[0], cause, einfo)
+
+    def fail(self, request: BatchedRequest, error: JobError) -> None:
+        """Settle one job as a FAILURE that the child didn't record."""
+        try:
+            raise error  # gives the error the traceback ExceptionInfo wants
+        except JobError:
+            einfo = ExceptionInfo()
+        try:
+            request.on_failure(einfo)
+        except Exception:
+            logger.exception("Job %s: its failure couldn't be recorded", request.id)
+
+    def _settle_culprit(
+        self, job: Waiting[BatchedRequest], cause: BaseException, einfo: Any
+    ) -> None:
+        request = job.request
+        if isinstance(cause, TimeLimitExceeded):
+            request.on_timeout(soft=False, timeout=job.time_limits[0])
+        elif isinstance(cause, SoftTimeLimitExceeded):
+            request.on_failure(einfo)
+        elif isinstance(cause, WorkerLostError | Terminated | SystemExit):
+            self._crashed_alone(job, cause)
+        else:
+            # Also MemoryError, which in Celery's own handler would end the worker.
+            self.fail(request, InferenceError.at("forward", cause))
+
+    def _crashed_alone(self, job: Waiting[BatchedRequest], cause: BaseException) -> None:
+        request = job.request
+        crashes = self._crashes.get(request.id, 0) + 1
+        if crashes < CRASHES_ALONE:
+            self._crashes[request.id] = crashes
+            self._retry_alone([job])
+            return
+        self._crashes.pop(request.id, None)
+        message = f"The job ended its process {crashes} times, alone in it: {cause}"
+        self.fail(request, PoisonJob(message, "crash", crashes))
+
+    def _retry_alone(self, jobs: list[Waiting[BatchedRequest]]) -> None:
+        self._intake.take_back([_suspect(job) for job in jobs])
+
+    def _without_finished(
+        self, jobs: list[Waiting[BatchedRequest]]
+    ) -> list[Waiting[BatchedRequest]]:
+        """Acknowledge the jobs whose result the child had stored when it died."""
+        if not jobs:
+            return []
+        backend = self._intake.worker.app.backend
+        try:
+            raw = backend.mget([backend.get_key_for_task(job.request.id) for job in jobs])
+            metas = [backend.decode_result(value) if value else None for value in raw]
+        except backend.connection_errors:
+            # Not known now; each runs again, and the child looks for a stored result first.
+            return jobs
+        open_jobs = []
+        for job, meta in zip(jobs, metas, strict=True):
+            if meta and meta["status"] == states.SUCCESS:
+                job.request.on_success((0, "", 0.0))
+            else:
+                open_jobs.append(job)
+        return open_jobs
+
+
+def _suspect(job: Waiting[BatchedRequest]) -> Waiting[BatchedRequest]:
+    return Waiting(
+        job.request,
+        rows=job.rows,
+        tokens=job.tokens,
+        since_s=job.since_s,
+        lane=job.lane,
+        priority=job.priority,
+        time_limits=job.time_limits,
+        suspect=True,
+    )

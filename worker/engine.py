@@ -1,0 +1,199 @@
+"""The loaded model: texts to rows, rows to logits.
+
+With `worker.loading` and `worker.device` the only place that knows torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from golem_tasks.contract import OnLong, TextItem
+from golem_tasks.errors import JobError, ModelLoadError
+from worker.decoding import activation_for
+from worker.device import choose_device, choose_dtype, set_threads
+from worker.encoding import Encoder
+from worker.interfaces import DeviceLost, Encoded, ModelInfo, Row
+from worker.loading import LoadedModel, Source, find_source, labels_of, load_model, max_tokens_of
+from worker.settings import WorkerSettings
+
+__all__ = ["TorchEngine", "load"]
+
+_TOKEN_BUDGETS = {"cpu": 1024, "mps": 4096, "cuda": 16_384}
+"""Padded tokens a micro-batch needs to fill the device; more only adds padding and latency."""
+
+_LOST_SIGNS = ("CUDA error", "device-side assert")
+
+
+class _Launched:
+    """Logits on their way from the device."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        # On CUDA this queues the one copy, into pinned memory, behind the kernels; nobody waits.
+        self._host = logits.float().to("cpu", non_blocking=logits.is_cuda)  # (B, C)
+        self._copied = torch.Event("cuda") if logits.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def logits(self) -> list[list[float]]:
+        """See `worker.interfaces.Launched`."""
+        if self._copied is not None:
+            with _device_errors():
+                self._copied.synchronize()
+        logits: list[list[float]] = self._host.tolist()
+        return logits
+
+
+@contextlib.contextmanager
+def _device_errors() -> Iterator[None]:
+    """Turn the errors after which CUDA serves this process no more into `DeviceLost`."""
+    try:
+        yield
+    except RuntimeError as exc:
+        text = str(exc)
+        if "out of memory" not in text and any(sign in text for sign in _LOST_SIGNS):
+            raise DeviceLost(text.splitlines()[0]) from None
+        raise
+
+
+class TorchEngine:
+    """A transformers model on one device; implements `worker.interfaces.Engine`.
+
+    Args:
+        source: where the model came from.
+        loaded: the model and its tokenizer.
+        token_budget: padded area of a micro-batch; None takes what suits the device.
+        max_rows: most rows of a micro-batch.
+    """
+
+    def __init__(
+        self, source: Source, loaded: LoadedModel, token_budget: int | None, max_rows: int
+    ) -> None:
+        model, tokenizer = loaded.model, loaded.tokenizer
+        config, self._device = model.config, model.device
+        self.info = ModelInfo(
+            name=source.name,
+            revision=loaded.revision,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(self._device),
+            labels=labels_of(source, config),
+            activation=activation_for(config.problem_type, config.num_labels),
+            max_tokens=max_tokens_of(model, tokenizer),
+        )
+        self.token_budget = token_budget or _TOKEN_BUDGETS[self._device.type]
+        self.max_rows = max_rows
+        self._model = model
+        takes = inspect.signature(model.forward).parameters
+        self._options = {"use_cache": False} if "use_cache" in takes else {}
+        self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self._pad_type_id = tokenizer.pad_token_type_id
+        # XLNet's head reads the last position, so its padding has to stand in front.
+        self._pad_left = getattr(config, "summary_type", None) == "last"
+        embeddings = model.get_input_embeddings().num_embeddings
+        self._encoder = Encoder(
+            tokenizer.backend_tokenizer,
+            self.info.max_tokens,
+            type_ids="token_type_ids" in takes and "token_type_ids" in tokenizer.model_input_names,
+            keep_end=tokenizer.truncation_side == "left",
+            vocabulary=embeddings if len(tokenizer) > embeddings else None,
+        )
+
+    def encode(
+        self, items: Sequence[TextItem], on_long: Sequence[OnLong]
+    ) -> list[Encoded | JobError]:
+        """See `worker.interfaces.Engine`."""
+        return self._encoder.encode(items, on_long)
+
+    @torch.inference_mode()
+    def launch(self, rows: Sequence[Row]) -> _Launched:
+        """See `worker.interfaces.Engine`."""
+        with _device_errors():
+            block = self._block(rows)  # (2 or 3, B, T)
+            inputs = {"input_ids": block[0], "attention_mask": block[1]}
+            if len(block) > 2:  # noqa: PLR2004 - the third is there or isn't
+                inputs["token_type_ids"] = block[2]
+            return _Launched(self._model(**inputs, **self._options).logits)
+
+    def _block(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Ids, mask and type ids, padded, in one tensor: one copy to the device."""
+        longest = max(row.length for row in rows)
+        planes = 2 if rows[0].type_ids is None else 3
+        block = np.zeros((planes, len(rows), longest), dtype=np.int64)
+        block[0] = self._pad_id
+        if planes == 3:  # noqa: PLR2004 - see above
+            block[2] = self._pad_type_id
+        for index, row in enumerate(rows):
+            where = slice(longest - row.length, None) if self._pad_left else slice(row.length)
+            block[0, index, where] = row.ids
+            block[1, index, where] = 1
+            if row.type_ids is not None:
+                block[2, index, where] = row.type_ids
+        tensor = torch.from_numpy(block)
+        if self._device.type == "cuda":
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)
+
+    def release_memory(self) -> None:
+        """See `worker.interfaces.Engine`."""
+        gc.collect()  # a traceback may still hold a frame with tensors in it
+        if self._device.type == "cuda":
+            with _device_errors():
+                torch.cuda.empty_cache()
+        elif self._device.type == "mps":
+            torch.mps.empty_cache()
+
+    def warm_up(self) -> None:
+        """See `worker.interfaces.Engine`; checks the shape and sanity of the answers as well."""
+        [encoded] = self.encode([TextItem("warm up")], ["truncate"])
+        if not isinstance(encoded, Encoded) or not encoded.rows[0].ids:
+            raise self._unfit("its tokenizer makes nothing of a plain sentence", "Choose another.")
+        single = encoded.rows[0]
+        longest = min(self.info.max_tokens, max(self.token_budget, single.length))
+        count = min(self.max_rows, max(1, self.token_budget // longest))
+        repeats = math.ceil(longest / single.length)
+        long = Row(
+            (single.ids * repeats)[:longest],
+            None if single.type_ids is None else (single.type_ids * repeats)[:longest],
+        )
+        self._try([long] * count)
+        self._try([single])
+
+    def _try(self, rows: list[Row]) -> None:
+        try:
+            logits = self.launch(rows).logits()
+        except Exception as exc:
+            shape = f"{len(rows)} rows of {rows[0].length} tokens"
+            cause = f"warming up with {shape} failed with {type(exc).__name__}: {exc}"
+            first_line = cause.splitlines()[0]
+            remedy = "Lower GOLEM_TOKEN_BUDGET if it is memory, or try GOLEM_DTYPE=float32."
+            raise self._unfit(first_line, remedy) from exc
+        labels = len(self.info.labels)
+        if len(logits) != len(rows) or any(len(row) != labels for row in logits):
+            cause = f"its answer isn't one number for each of its {labels} labels"
+            raise self._unfit(cause, "Correct num_labels and id2label in its config.json.")
+        if not all(math.isfinite(value) for row in logits for value in row):
+            cause = f"it answers with NaN or infinity in {self.info.dtype}"
+            raise self._unfit(cause, "Set GOLEM_DTYPE=float32 or bfloat16.")
+
+    def _unfit(self, cause: str, remedy: str) -> ModelLoadError:
+        return ModelLoadError.of(self.info.name, cause, remedy)
+
+
+def load(settings: WorkerSettings, index: int) -> TorchEngine:
+    """Load the model for model process number `index`, which picks the device.
+
+    Raises:
+        ConfigurationError: the device that was asked for isn't there.
+        ModelLoadError: the model can't be loaded.
+    """
+    source = find_source(settings)
+    device = choose_device(settings.device, index)
+    set_threads(settings, device)
+    loaded = load_model(source, choose_dtype(settings.dtype, device), device)
+    return TorchEngine(source, loaded, settings.token_budget, settings.max_rows)

@@ -1,0 +1,170 @@
+"""The model processes: how many, what each says of itself, and what their failures mean.
+
+A child loads and warms up its model before Celery's pool calls it up, and writes one JSON file
+about it into a folder the parent made (`Report`). The parent waits for every child before the
+consumer starts, so a worker that says it is ready answers; and a model that can't be loaded ends
+the worker with one sentence instead of a loop of crashing children.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from celery import bootsteps
+from celery.exceptions import WorkerShutdown
+from celery.utils.log import get_logger
+from celery.worker.state import maybe_shutdown
+
+from worker.settings import WorkerSettings
+
+__all__ = ["ModelProcesses", "Report", "count", "report"]
+
+logger = get_logger(__name__)
+
+FOLDER = "GOLEM_INTERNAL_STATUS_DIR"
+"""Environment variable by which the parent tells its children where to report."""
+
+MAX_FAILURES = 3
+"""Replacement children in a row that may fail to load before the worker gives up."""
+
+EX_CONFIG = 78  # sysexits.h: the model or a setting is wrong; starting again won't help
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a model process says of itself."""
+
+    index: int
+    pid: int
+    ready: bool
+    message: str
+    """The model, device, dtype and load time, or why it couldn't be loaded."""
+    max_tokens: int = 0
+
+
+def count(settings: WorkerSettings) -> int:
+    """How many model processes to start: as set, else one per GPU, one on a CPU."""
+    if settings.processes is not None:
+        return settings.processes
+    if settings.device in ("auto", "cuda"):
+        return max(1, _gpus())
+    return 1
+
+
+def _gpus() -> int:
+    """GPUs this process may use; asked without torch, which the parent never loads."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    if (tool := shutil.which("nvidia-smi")) is None:
+        return 0
+    try:
+        listed = subprocess.run(  # noqa: S603 - a fixed command
+            [tool, "-L"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def report(index: int, *, ready: bool, message: str, max_tokens: int = 0) -> None:
+    """Say in this worker's folder how the model process `index` came up."""
+    folder = os.environ.get(FOLDER)
+    if folder is None:
+        return
+    content = json.dumps(asdict(Report(index, os.getpid(), ready, message, max_tokens)))
+    part = Path(folder, f"{index}.part")
+    part.write_text(content, encoding="utf-8")
+    part.replace(Path(folder, f"{index}.json"))  # a reader sees all of it or nothing
+
+
+class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+    """Waits for the children at start; watches for a crash loop afterwards."""
+
+    requires = ("celery.worker.components:Pool", "worker.intake:Intake")
+    label = "Models"
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._settings: WorkerSettings = worker.app.golem_settings
+        self._folder: Path | None = None
+        self._failures: dict[int, int] = {}
+
+    def create(self, worker: Any) -> None:
+        """Make the folder before the pool starts its children, which inherit the environment."""
+        self._folder = Path(tempfile.mkdtemp(prefix="golem-worker-"))
+        os.environ[FOLDER] = str(self._folder)
+        # The children share the cores among as many as there are, also when -c set the number.
+        worker.app.golem_settings = self._settings.model_copy(
+            update={"processes": worker.concurrency}
+        )
+
+    def start(self, worker: Any) -> None:
+        """Return once every child holds its model.
+
+        Raises:
+            WorkerShutdown: a child failed, died or took longer than ``load_timeout_s``.
+        """
+        deadline_s = time.monotonic() + self._settings.load_timeout_s
+        while len(reports := self._reports()) < worker.concurrency:
+            maybe_shutdown()
+            dead = [p for p in worker.pool._pool._pool if p.exitcode is not None]
+            if dead:
+                self._give_up(f"A model process died while loading ({_exit(dead[0].exitcode)}).")
+            if time.monotonic() > deadline_s:
+                self._give_up(
+                    f"No model after {self._settings.load_timeout_s:g} s; raise "
+                    "GOLEM_LOAD_TIMEOUT_S if the model really takes longer to load."
+                )
+            if any(not each.ready for each in reports):
+                break
+            time.sleep(0.02)
+        for each in reports:
+            if not each.ready:
+                self._give_up(each.message)
+            logger.info("Model process %d is ready: %s", each.index, each.message)
+        worker.intake.max_tokens = max(each.max_tokens for each in reports)
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:  # noqa: ARG002 - Celery's
+        """Look once a second whether a replacement child failed to load."""
+        hub.call_repeatedly(1.0, self._watch)
+
+    def stop(self, worker: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Remove the folder."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _watch(self) -> None:
+        from celery.worker import state  # noqa: PLC0415 - written to, so imported as a module
+
+        for each in self._reports():
+            if each.ready:
+                self._failures.clear()
+            elif each.pid not in self._failures:
+                self._failures[each.pid] = 1
+                logger.error("A replacement model process failed: %s", each.message)
+        if len(self._failures) >= MAX_FAILURES and state.should_stop is None:
+            logger.critical("%d model processes in a row failed; giving up.", MAX_FAILURES)
+            state.should_stop = EX_CONFIG
+
+    def _reports(self) -> list[Report]:
+        if self._folder is None:
+            return []
+        files = sorted(self._folder.glob("*.json"))
+        return [Report(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+    def _give_up(self, message: str) -> None:
+        logger.critical("The worker can't start. %s", message)
+        raise WorkerShutdown(EX_CONFIG)
+
+
+def _exit(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"

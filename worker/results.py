@@ -1,0 +1,169 @@
+"""Result backend that reads and writes a whole dispatch in one round trip each.
+
+Outside of a dispatch it is Celery's own Redis backend. Inside one (`dispatch`), the stored results
+of all its jobs are read by one MGET before the model runs, and what Celery's tracer stores is
+collected and written by one pipeline afterwards. Keys, values, TTLs and the message published for
+each result are Celery's own.
+
+A result that belongs to a chord isn't collected: counting the chord's last part may read the
+results of the others, so it has to be there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from celery import states
+from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.utils.log import get_logger
+from celery.utils.time import get_exponential_backoff_interval
+
+from golem_tasks.errors import BrokerUnavailable
+
+__all__ = ["BatchedRedisBackend", "BatchedResults", "BatchedSentinelBackend", "backend_url"]
+
+logger = get_logger(__name__)
+
+CHUNK_BYTES = 4 * 1024 * 1024
+"""Values sent in one pipeline; a larger one would make Redis and this process hold it twice."""
+
+_PENDING = {"status": states.PENDING, "result": None}
+
+
+def backend_url(url: str) -> str:
+    """The URL that makes Celery use the batched backend for `url`."""
+    name = "BatchedSentinelBackend" if url.startswith("sentinel://") else "BatchedRedisBackend"
+    return f"{__name__}:{name}+{url}"
+
+
+class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no types
+    """Collects the results of a dispatch; see the module's docstring."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._known: dict[bytes, Any] | None = None
+        self._collected: list[tuple[bytes, Any, int | None]] = []
+
+    @contextmanager
+    def dispatch(self, task_ids: Sequence[str]) -> Iterator[dict[str, dict[str, Any]]]:
+        """Collect what is stored inside the block and write it at its end.
+
+        Yields:
+            the stored meta of every job that has one, by id.
+        """
+        keys = [self.get_key_for_task(task_id) for task_id in task_ids]
+        metas = self._read(keys)
+        self._known = dict(zip(keys, metas, strict=True))
+        try:
+            yield {task_id: meta for task_id, meta in zip(task_ids, metas, strict=True) if meta}
+        finally:
+            self._known = None
+            self._write()
+
+    def _read(self, keys: list[bytes]) -> list[dict[str, Any] | None]:
+        raw = self._persist(lambda: self.mget(keys)) if keys else []
+        return [self.decode_result(value) if value else None for value in raw]
+
+    def _get_task_meta_for(self, task_id: str) -> Any:
+        key = self.get_key_for_task(task_id)
+        if self._known is not None and key in self._known:
+            return self._known[key] or _PENDING
+        return super()._get_task_meta_for(task_id)
+
+    def store_result(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: Any = None,
+        request: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Store a result now if it is a chord's, else with the rest of its dispatch."""
+        known, chord = self._known, getattr(request, "chord", None)
+        if chord:
+            self._known = None
+        try:
+            return super().store_result(task_id, result, state, traceback, request, **kwargs)
+        finally:
+            self._known = known
+
+    def set(self, key: bytes, value: Any, expires: int | None = None, **policy: Any) -> Any:
+        """Collect a task's result inside a dispatch; write anything else at once."""
+        if self._known is None or key not in self._known:
+            return super().set(key, value, expires, **policy)
+        self._collected.append((key, value, expires))
+        return None
+
+    def _write(self) -> None:
+        """Write what was collected, in pipelines of about `CHUNK_BYTES`."""
+        collected, self._collected = self._collected, []
+        chunk: list[tuple[bytes, Any, int | None]] = []
+        size_bytes = 0
+        for entry in collected:
+            chunk.append(entry)
+            size_bytes += len(entry[1])
+            if size_bytes >= CHUNK_BYTES:
+                self._write_chunk(chunk)
+                chunk, size_bytes = [], 0
+        if chunk:
+            self._write_chunk(chunk)
+
+    def _write_chunk(self, chunk: list[tuple[bytes, Any, int | None]]) -> None:
+        def write() -> None:
+            chosen = self._without_revoked(chunk)
+            with self.client.pipeline(transaction=False) as pipe:
+                for key, value, expires in chosen:
+                    ttl_s = self.expires if expires is None else expires
+                    pipe.set(key, value, ex=ttl_s or None)
+                    pipe.publish(key, value)
+                pipe.execute()
+
+        self._persist(write)
+
+    def _without_revoked(
+        self, chunk: list[tuple[bytes, Any, int | None]]
+    ) -> list[tuple[bytes, Any, int | None]]:
+        """Drop the answer of a job that was cancelled while it was computed."""
+        stored = self._read([key for key, _, _ in chunk])
+        return [
+            entry
+            for entry, meta in zip(chunk, stored, strict=True)
+            if not (meta and meta["status"] == states.REVOKED)
+        ]
+
+    def _persist(self, action: Any) -> Any:
+        """Run a Redis action until it succeeds: an outage mustn't turn an answer into a failure.
+
+        The wait doubles up to ``result_backend_max_sleep_between_retries_ms``. The process stays
+        killable; a job whose result was never written is still unacknowledged and runs again.
+        """
+        retries = 0
+        while True:
+            try:
+                return action()
+            except self.connection_errors as exc:
+                retries += 1
+                wait_ms = get_exponential_backoff_interval(
+                    self.base_sleep_between_retries_ms,
+                    retries,
+                    self.max_sleep_between_retries_ms,
+                    full_jitter=True,
+                )
+                logger.warning(
+                    "Results can't be stored (%s); the next try is in %d ms, nothing is lost.",
+                    BrokerUnavailable(str(exc)),
+                    wait_ms,
+                )
+                time.sleep(wait_ms / 1000)
+
+
+class BatchedRedisBackend(BatchedResults):
+    """`BatchedResults` on ``redis://``, ``rediss://`` and Unix sockets."""
+
+
+class BatchedSentinelBackend(BatchedResults, SentinelBackend):  # type: ignore[misc]  # no types
+    """`BatchedResults` on ``sentinel://``."""

@@ -1,0 +1,277 @@
+"""One dispatch in the child: read, classify, then settle each job through Celery's own tracer.
+
+The model has already run when the tracer does, so a task's body only returns or raises the outcome
+known by then (`Runner.outcome`). States, links, chains, chords, retries, signals and hooks are
+therefore Celery's own, one job at a time, while Redis sees one MGET and one pipeline for them all.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from celery import states
+from celery.app import trace
+from celery.exceptions import Ignore, SoftTimeLimitExceeded
+from celery.utils.log import get_logger
+from celery.utils.saferepr import saferepr
+
+from golem_tasks.contract import SENT_AT_HEADER, Limits, ParsedJob, parse_job
+from golem_tasks.errors import ConfigurationError, InferenceError, InvalidJob, JobError
+from worker.classifier import Classified, Classifier, Work
+from worker.interfaces import DeviceLost
+from worker.results import BatchedResults
+
+__all__ = ["Job", "Runner", "Settled", "active", "run_dispatch", "use"]
+
+logger = get_logger(__name__)
+
+EX_SOFTWARE = 70  # sysexits.h
+
+Settled = tuple[int, Any, float]
+"""What Celery's pool protocol wants for a job: failed (0 or 1), value or ExceptionInfo, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job as the parent sends it to a child."""
+
+    task: str
+    id: str
+    request: dict[str, Any]
+    """Celery's request without ``args`` and ``kwargs``, which travel once, in `body`."""
+    body: tuple[Any, Any, Any]
+    """Decoded: args, kwargs and what Celery calls embed (callbacks, errbacks, chain, chord)."""
+    received_s: float
+    """Unix time at which the worker received it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Returned:
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    error: BaseException
+
+
+_Outcome = _Returned | _Raised
+
+
+class TracerClock:
+    """The clock of Celery's tracer, which reads it before and after a task's body.
+
+    The first reading is the start of the whole dispatch, so that the runtime it reports includes
+    the model's.
+    """
+
+    def __init__(self) -> None:
+        self._start_s: float | None = None
+
+    def begin(self, start_s: float) -> None:
+        """Make the next reading return `start_s`."""
+        self._start_s = start_s
+
+    def __call__(self) -> float:
+        start_s, self._start_s = self._start_s, None
+        return time.monotonic() if start_s is None else start_s
+
+
+class Runner:
+    """Runs dispatches in this process, with the model it holds."""
+
+    def __init__(
+        self, classifier: Classifier, backend: BatchedResults, limits: Limits, clock: TracerClock
+    ) -> None:
+        self._classifier = classifier
+        self._backend = backend
+        self._limits = limits
+        self._clock = clock
+        self._outcomes: dict[str, _Outcome] = {}
+
+    def outcome(self, task_id: str) -> Any:
+        """Return or raise the outcome of a job of this dispatch; the body of our tasks.
+
+        Raises:
+            JobError: the job's own.
+        """
+        outcome = self._outcomes.get(task_id)
+        if isinstance(outcome, _Raised):
+            raise outcome.error
+        if outcome is None:
+            raise InferenceError.at("decode", f"job {task_id} got no answer")
+        return outcome.value
+
+    def run(self, jobs: Sequence[Job]) -> list[Settled]:
+        """Answer and settle every job, in order; only a signal meant for this process escapes."""
+        start_s = time.monotonic()
+        try:
+            with self._backend.dispatch([job.id for job in jobs]) as stored:
+                self._outcomes = self._answer(jobs, stored)
+                with _undisturbed():
+                    return [self._settle(job, start_s) for job in jobs]
+        finally:
+            self._outcomes = {}
+
+    def _answer(
+        self, jobs: Sequence[Job], stored: dict[str, dict[str, Any]]
+    ) -> dict[str, _Outcome]:
+        outcomes: dict[str, _Outcome] = {}
+        open_jobs: list[tuple[Job, ParsedJob]] = []
+        for job in jobs:
+            if early := _already(stored.get(job.id)):
+                outcomes[job.id] = early
+                continue
+            args, kwargs, _ = job.body
+            try:
+                open_jobs.append((job, parse_job(job.task, args, kwargs, self._limits)))
+            except JobError as exc:
+                outcomes[job.id] = _Raised(exc)
+        works = [work for job, parsed in open_jobs for work in _works(job, parsed)]
+        classified = self._classifier.classify(works)
+        answers = iter(classified.outcomes)
+        for job, parsed in open_jobs:
+            outcomes[job.id] = _gather(parsed, answers)
+        _log(jobs, outcomes, classified)
+        return outcomes
+
+    def _settle(self, job: Job, start_s: float) -> Settled:
+        self._clock.begin(start_s)
+        try:
+            settled: Settled = trace.fast_trace_task(
+                job.task, job.id, job.request, job.body, None, None
+            )
+        except Exception as exc:
+            # MemoryError and a hook's Reject leave Celery's tracer; in the parent the one would
+            # end the worker, and either would take the rest of the batch with it.
+            logger.exception("Job %s couldn't be settled", job.id)
+            error = InferenceError.at("decode", exc)
+            return self._fail(job, error)
+        return settled if _picklable(settled) else (settled[0], saferepr(settled[1]), settled[2])
+
+    def _fail(self, job: Job, error: InferenceError) -> Settled:
+        self._outcomes[job.id] = _Raised(error)
+        settled: Settled = trace.fast_trace_task(
+            job.task, job.id, job.request, job.body, None, None
+        )
+        return settled
+
+
+def _already(meta: dict[str, Any] | None) -> _Outcome | None:
+    """The outcome of a job that needs no model: one already answered, or cancelled meanwhile."""
+    if meta is None:
+        return None
+    if meta["status"] == states.SUCCESS:
+        return _Returned(meta["result"])
+    if meta["status"] == states.REVOKED:
+        return _Raised(Ignore("revoked"))
+    return None
+
+
+def _works(job: Job, parsed: ParsedJob) -> Iterator[Work]:
+    now_s = time.time()
+    sent_s = job.request.get(SENT_AT_HEADER)
+    since_s = sent_s if isinstance(sent_s, int | float) else job.received_s
+    queued_ms = round(max(0.0, now_s - since_s) * 1000, 3)
+    for item in parsed.items:
+        if not isinstance(item, InvalidJob):
+            yield Work(item, parsed.options, queued_ms)
+
+
+def _gather(parsed: ParsedJob, answers: Iterator[dict[str, Any] | JobError]) -> _Outcome:
+    """Take this job's answers off the stream of all of them."""
+    items = [item if isinstance(item, InvalidJob) else next(answers) for item in parsed.items]
+    if parsed.many:
+        return _Returned({"predictions": [_many_item(item) for item in items]})
+    only = items[0]
+    return _Raised(only) if isinstance(only, JobError) else _Returned(only)
+
+
+def _many_item(item: dict[str, Any] | JobError) -> dict[str, Any]:
+    if isinstance(item, JobError):
+        return {"error": {"type": type(item).__name__, "message": str(item)}}
+    return item
+
+
+def _picklable(settled: Settled) -> bool:
+    """Whether the pool can send it; only a failure carries objects of somebody else's making."""
+    if not settled[0]:
+        return True
+    try:
+        pickle.dumps(settled)
+    except Exception:  # noqa: BLE001 - whatever a foreign __reduce__ raises
+        return False
+    return True
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back the soft time limit's signal.
+
+    The model is done; while the jobs are settled one by one the signal would hit an innocent.
+    """
+    signals = {signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        except SoftTimeLimitExceeded:
+            logger.info("The soft time limit passed while the jobs were settled; all of them are.")
+
+
+def _log(jobs: Sequence[Job], outcomes: dict[str, _Outcome], classified: Classified) -> None:
+    batches = classified.micro_batches
+    area = sum(batch.rows * batch.longest for batch in batches)
+    tokens = sum(batch.tokens for batch in batches)
+    logger.info(
+        "Answered %d jobs (%d failed): %d rows in %d micro-batches, %.1f ms forward, "
+        "%.1f %% padding.",
+        len(jobs),
+        sum(isinstance(outcome, _Raised) for outcome in outcomes.values()),
+        sum(batch.rows for batch in batches),
+        len(batches),
+        sum(batch.forward_ms for batch in batches),
+        100 * (1 - tokens / area) if area else 0.0,
+    )
+
+
+_active: Runner | None = None
+
+
+def use(runner: Runner | None) -> None:
+    """Set the runner of this process."""
+    global _active  # noqa: PLW0603 - a child holds one model for its whole life
+    _active = runner
+
+
+def active() -> Runner:
+    """The runner of this process.
+
+    Raises:
+        ConfigurationError: this isn't a model process of a Golem worker.
+    """
+    if _active is None:
+        raise ConfigurationError(
+            f"Process {os.getpid()} holds no model: golem.classify runs only in a Golem worker; "
+            "send the task instead of calling it."
+        )
+    return _active
+
+
+def run_dispatch(jobs: Sequence[Job]) -> list[Settled]:
+    """The pool's entry point: answer a dispatch with this process's runner."""
+    try:
+        return active().run(jobs)
+    except DeviceLost as exc:
+        # The parent sees a lost process, starts another and lets each job run again, alone.
+        logger.critical("The device is lost to this process, which ends: %s", exc)
+        os._exit(EX_SOFTWARE)
