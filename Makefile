@@ -1,0 +1,52 @@
+# `make help` lists the targets. Each makes .venv on first use, and again when its inputs change.
+
+# 3.11 first: it is what is tested. Another one that is new enough will do: make PYTHON=python3.13
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
+
+# More arguments for pip. On Linux the package index's PyTorch is for CUDA and takes several GB;
+# PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" takes the small one.
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+BENCH ?= plumbing
+BENCH_ARGS ?=
+
+BIN := .venv/bin
+# Written last, so that an installation that broke off is done again.
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(INSTALLED) ## watch sentences travel through an embedded Redis and a real model
+	$(BIN)/golem demo
+
+test: $(INSTALLED) ## run every test (PYTEST_ARGS="tests/unit -k batcher" for some)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(INSTALLED) ## check the type hints
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## run a benchmark and print JSON (BENCH=plumbing, BENCH_ARGS=...)
+	$(BIN)/python -m benchmarks.$(BENCH) $(BENCH_ARGS)
+
+clean: ## remove caches and build output
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf .venv
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Golem needs Python 3.11 or newer: install one, or name it with make PYTHON=/path/to/python." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[worker,embedded,dev]"
+	touch $@
