@@ -1,6 +1,13 @@
-"""What a producer needs: contract, clients, errors. Never torch, transformers or the worker."""
+"""What a producer needs: contract, clients, errors. Never torch, transformers or the worker.
 
-from golem_tasks.contract import Limits, Options, Prediction, Predictions
+The clients are loaded when first asked for: they bring Celery, which a worker's child, a settings
+check or ``golem --help`` can do without.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from golem_tasks.contract import FailedItem, Limits, Options, Prediction, Predictions
 from golem_tasks.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -19,12 +26,21 @@ from golem_tasks.errors import (
     TextTooLong,
 )
 
+if TYPE_CHECKING:
+    from golem_tasks.aio import AsyncGolem, AsyncJob
+    from golem_tasks.client import Golem, Job, SubmitOptions
+
 __all__ = [
+    "AsyncGolem",
+    "AsyncJob",
     "BrokerUnavailable",
     "ConfigurationError",
+    "FailedItem",
+    "Golem",
     "GolemError",
     "InferenceError",
     "InvalidJob",
+    "Job",
     "JobError",
     "JobExpired",
     "JobRevoked",
@@ -38,5 +54,20 @@ __all__ = [
     "QueueFull",
     "ResultTimeout",
     "SubmitIncomplete",
+    "SubmitOptions",
     "TextTooLong",
 ]
+
+_LAZY = {
+    "AsyncGolem": "golem_tasks.aio",
+    "AsyncJob": "golem_tasks.aio",
+    "Golem": "golem_tasks.client",
+    "Job": "golem_tasks.client",
+    "SubmitOptions": "golem_tasks.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,143 @@
+"""One-off questions: a job's state, a queue's length, and to revoke a job unless it has ended.
+
+Each is safe to ask twice, and is, once, when an idle connection turns out to be closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from golem_tasks._redis import FAILED, Server, is_passing
+from golem_tasks._wire import Meta, Wire
+
+__all__ = ["Asker", "AsyncAsker"]
+
+T = TypeVar("T")
+
+
+class Asker:
+    """Asks from any thread.
+
+    Args:
+        wire: names keys and reads results.
+        broker: client of the broker.
+        backend: client of the result backend.
+    """
+
+    def __init__(self, wire: Wire, broker: Any, backend: Any) -> None:
+        self._wire = wire
+        self._broker = broker
+        self._backend = backend
+
+    def stored(self, job_id: str) -> Meta | None:
+        """What is stored as a job's result, if anything is."""
+        raw = self._ask(self._wire.backend, self._backend.get, self._wire.result_key(job_id))
+        return self._wire.read(raw) if raw else None
+
+    def revoke(self, job_id: str) -> bool:
+        """Store REVOKED, and publish it, unless the job has ended; whether it is revoked now."""
+        return bool(self._ask(self._wire.backend, self._revoke, job_id))
+
+    def queue_length(self, queues: Sequence[str]) -> int:
+        """Jobs that wait in these queues, on all their priority lists."""
+        return int(self._ask(self._wire.broker, self._lengths, queues))
+
+    def _revoke(self, job_id: str) -> Any:
+        key = self._wire.result_key(job_id)
+
+        def store(pipe: Any) -> bool:
+            raw = pipe.get(key)
+            if raw is not None and self._wire.is_ready(meta := self._wire.read(raw)):
+                return self._wire.is_revoked(meta)
+            _write(pipe, key, self._wire, job_id)
+            return True
+
+        # It WATCHes the key: an answer that comes in between is not overwritten.
+        return self._backend.transaction(store, key, value_from_callable=True)
+
+    def _lengths(self, queues: Sequence[str]) -> int:
+        with self._broker.pipeline(transaction=False) as pipe:
+            _measure(pipe, self._wire, queues)
+            return sum(pipe.execute())
+
+    def _ask(self, server: Server, call: Callable[..., T], *args: Any) -> T:
+        try:
+            try:
+                return call(*args)
+            except FAILED as exc:
+                if not is_passing(exc):
+                    raise
+                return call(*args)
+        except FAILED as exc:
+            raise server.unavailable(exc) from exc
+
+
+class AsyncAsker:
+    """Asks from one event loop.
+
+    Args:
+        wire: names keys and reads results.
+        broker: asyncio client of the broker.
+        backend: asyncio client of the result backend.
+    """
+
+    def __init__(self, wire: Wire, broker: Any, backend: Any) -> None:
+        self._wire = wire
+        self._broker = broker
+        self._backend = backend
+
+    async def stored(self, job_id: str) -> Meta | None:
+        """What is stored as a job's result, if anything is."""
+        raw = await self._ask(self._wire.backend, self._backend.get, self._wire.result_key(job_id))
+        return self._wire.read(raw) if raw else None
+
+    async def revoke(self, job_id: str) -> bool:
+        """Store REVOKED, and publish it, unless the job has ended; whether it is revoked now."""
+        return bool(await self._ask(self._wire.backend, self._revoke, job_id))
+
+    async def queue_length(self, queues: Sequence[str]) -> int:
+        """Jobs that wait in these queues, on all their priority lists."""
+        return int(await self._ask(self._wire.broker, self._lengths, queues))
+
+    async def _revoke(self, job_id: str) -> Any:
+        key = self._wire.result_key(job_id)
+
+        async def store(pipe: Any) -> bool:
+            raw = await pipe.get(key)
+            if raw is not None and self._wire.is_ready(meta := self._wire.read(raw)):
+                return self._wire.is_revoked(meta)
+            _write(pipe, key, self._wire, job_id)
+            return True
+
+        # It WATCHes the key: an answer that comes in between is not overwritten.
+        return await self._backend.transaction(store, key, value_from_callable=True)
+
+    async def _lengths(self, queues: Sequence[str]) -> int:
+        async with self._broker.pipeline(transaction=False) as pipe:
+            _measure(pipe, self._wire, queues)
+            return sum(await pipe.execute())
+
+    async def _ask(self, server: Server, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+        try:
+            try:
+                return await call(*args)
+            except FAILED as exc:
+                if not is_passing(exc):
+                    raise
+                return await call(*args)
+        except FAILED as exc:
+            raise server.unavailable(exc) from exc
+
+
+def _write(pipe: Any, key: bytes, wire: Wire, job_id: str) -> None:
+    record = wire.revoked(job_id)
+    pipe.multi()
+    pipe.set(key, record, ex=wire.settings.result_expires_s)
+    pipe.publish(key, record)
+
+
+def _measure(pipe: Any, wire: Wire, queues: Sequence[str]) -> None:
+    for queue in queues:
+        for key in wire.queue_keys(queue):
+            pipe.llen(key)

@@ -1,0 +1,175 @@
+"""From a producer's call to messages: checked against the contract before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+from uuid import uuid4
+
+from golem_tasks._wire import Envelope, Message, Wire
+from golem_tasks.contract import CLASSIFY, CLASSIFY_MANY, OnLong, TextItem, parse_job
+from golem_tasks.errors import InvalidJob
+
+__all__ = ["Many", "SubmitOptions", "batch", "many", "single"]
+
+_MOST_PRIORITY = 9
+_JSON_BYTES_PER_CHAR = 12  # an astral character is two escapes of six
+_MESSAGE_BYTES = 4_096  # a body without its texts is far smaller
+
+
+class SubmitOptions(TypedDict, total=False):
+    """The keyword options every submit takes."""
+
+    top_k: int | None
+    """How many labels ``scores`` lists, best first; None is all of them."""
+    logits: bool
+    """Whether the prediction carries the raw logits."""
+    on_long: OnLong
+    """A text over the model's maximum: ``truncate``, ``error`` or ``window``."""
+    bulk: bool
+    """Send to the bulk lane, which gets what the interactive lane leaves."""
+    expires_s: float | None
+    """Seconds from now after which the job is dropped with `JobExpired`."""
+    countdown_s: float | None
+    """Seconds from now before which it isn't computed."""
+    priority: int
+    """0, the highest and the default, to 9, within the lane."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    options: dict[str, Any]
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """Jobs that passed every check; each message is composed when its turn to be sent comes."""
+
+    ids: list[str]
+    queue: str
+    messages: Iterator[Message]
+
+
+def single(
+    wire: Wire, text: str, text_pair: str | None, job_id: str | None, given: SubmitOptions
+) -> tuple[Message, str]:
+    """Return the message of one ``golem.classify`` job and its queue.
+
+    Raises:
+        InvalidJob: naming the field and the reason.
+    """
+    plan = _plan(wire, given)
+    args = [text] if text_pair is None else [text, text_pair]
+    parsed = parse_job(CLASSIFY, args, plan.options, wire.settings.limits)
+    message = _compose(wire, CLASSIFY, args, plan, _checked_id(job_id), _shown(parsed.items))
+    return message, plan.envelope.queue
+
+
+def batch(
+    wire: Wire,
+    texts: Sequence[str],
+    text_pairs: Sequence[str | None] | None,
+    job_id: str | None,
+    given: SubmitOptions,
+) -> tuple[Message, str]:
+    """Return the message of one ``golem.classify_many`` job and its queue.
+
+    Raises:
+        InvalidJob: naming the field and the reason. A single bad text isn't one: it fails alone.
+    """
+    plan = _plan(wire, given)
+    args = [list(texts)] if text_pairs is None else [list(texts), list(text_pairs)]
+    parsed = parse_job(CLASSIFY_MANY, args, plan.options, wire.settings.limits)
+    message = _compose(wire, CLASSIFY_MANY, args, plan, _checked_id(job_id), _shown(parsed.items))
+    return message, plan.envelope.queue
+
+
+def many(
+    wire: Wire,
+    texts: Sequence[str],
+    text_pairs: Sequence[str | None] | None,
+    given: SubmitOptions,
+) -> Many:
+    """Check every text, so that a bad one means nothing is sent; compose while sending.
+
+    Raises:
+        InvalidJob: naming the first bad text, such as ``texts[3]``, and the reason.
+    """
+    plan = _plan(wire, given)
+    if not texts:
+        return Many([], plan.envelope.queue, iter(()))
+    limits = wire.settings.limits.model_copy(update={"max_texts": len(texts)})
+    parsed = parse_job(CLASSIFY_MANY, [texts, text_pairs], plan.options, limits)
+    items: list[TextItem] = []
+    for item in parsed.items:
+        if isinstance(item, InvalidJob):
+            raise item
+        items.append(item)
+    ids = [str(uuid4()) for _ in items]
+    for item in items:
+        if item.chars * _JSON_BYTES_PER_CHAR + _MESSAGE_BYTES > limits.max_message_bytes:
+            _compose_item(wire, item, plan, "size check")
+    pairs = zip(items, ids, strict=True)
+    return Many(
+        ids, plan.envelope.queue, (_compose_item(wire, item, plan, id_) for item, id_ in pairs)
+    )
+
+
+def _plan(wire: Wire, given: SubmitOptions) -> _Plan:
+    options: dict[str, Any] = dict(given)
+    bulk = options.pop("bulk", False)
+    expires_s = _seconds("expires_s", options.pop("expires_s", None))
+    countdown_s = _seconds("countdown_s", options.pop("countdown_s", None))
+    priority = options.pop("priority", 0)
+    if not isinstance(priority, int) or not 0 <= priority <= _MOST_PRIORITY:
+        raise InvalidJob.because("priority", f"must be 0 (the highest) to {_MOST_PRIORITY}")
+    queue = wire.settings.bulk_queue if bulk else wire.settings.queue
+    return _Plan(options, Envelope(queue, priority, expires_s, countdown_s))
+
+
+def _seconds(field: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    # Not "value <= 0": that lets a NaN through.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise InvalidJob.because(field, "must be a number of seconds above 0")
+    return float(value)
+
+
+def _checked_id(job_id: str | None) -> str:
+    if job_id is None:
+        return str(uuid4())
+    if not isinstance(job_id, str) or not job_id or not job_id.isprintable() or " " in job_id:
+        raise InvalidJob.because("task_id", "must be printable text without blanks")
+    return job_id
+
+
+def _compose_item(wire: Wire, item: TextItem, plan: _Plan, job_id: str) -> Message:
+    args = [item.text] if item.text_pair is None else [item.text, item.text_pair]
+    return _compose(wire, CLASSIFY, args, plan, job_id, _shown((item,)))
+
+
+def _compose(
+    wire: Wire, task: str, args: Sequence[Any], plan: _Plan, job_id: str, shown: str
+) -> Message:
+    return wire.compose(
+        task,
+        args,
+        _said(plan.options),
+        job_id=job_id,
+        envelope=plan.envelope,
+        shown=shown,
+    )
+
+
+def _said(options: Mapping[str, Any]) -> dict[str, Any]:
+    # What is left unsaid means the worker's default, in every version of it.
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _shown(items: Sequence[TextItem | InvalidJob]) -> str:
+    chars = sum(item.chars for item in items if isinstance(item, TextItem))
+    texts = "text" if len(items) == 1 else "texts"
+    return f"<{len(items)} {texts}, {chars} characters>"

@@ -1,0 +1,314 @@
+"""The producer's client for asyncio: the verbs of `golem_tasks.client`, to await.
+
+::
+
+    async with AsyncGolem("redis://127.0.0.1:6379/0") as golem:
+        print((await golem.classify("I love this", timeout=30)).label)
+        async for job in golem.as_completed(await golem.submit_many(texts, bulk=True)):
+            print(job.id, (await job.result()).scores)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, Unpack, cast
+from weakref import WeakKeyDictionary
+
+import redis.asyncio as aredis
+
+from golem_tasks import _requests
+from golem_tasks._asking import AsyncAsker
+from golem_tasks._listener import Listener
+from golem_tasks._publishing import AsyncPublisher
+from golem_tasks._requests import SubmitOptions
+from golem_tasks._wire import Answer, Meta, Wire
+from golem_tasks.client import PENDING, result_timeout, settings_of
+from golem_tasks.contract import Prediction, Predictions
+from golem_tasks.errors import BrokerUnavailable, ResultTimeout
+from golem_tasks.settings import ClientSettings
+
+__all__ = ["AsyncGolem", "AsyncJob"]
+
+AnswerT_co = TypeVar("AnswerT_co", bound=Answer, covariant=True)
+T = TypeVar("T")
+
+
+class AsyncJob(Generic[AnswerT_co]):
+    """One job, here or submitted elsewhere (`AsyncGolem.job`)."""
+
+    def __init__(self, golem: AsyncGolem, job_id: str, queue: str | None) -> None:
+        self._golem = golem
+        self._meta: Meta | None = None
+        self.id = job_id
+        self.queue = queue
+        """The queue it was sent to; None if it was submitted elsewhere."""
+
+    def __repr__(self) -> str:
+        return f"<AsyncJob {self.id}>"
+
+    async def state(self) -> str:
+        """Celery's state; see `golem_tasks.client.Job.state`.
+
+        Raises:
+            BrokerUnavailable: the result backend can't be asked.
+        """
+        meta = await self._look()
+        return PENDING if meta is None else str(meta["status"])
+
+    async def done(self) -> bool:
+        """Whether it has ended, well or badly; then `result` returns or raises at once.
+
+        Raises:
+            BrokerUnavailable: the result backend can't be asked.
+        """
+        await self._look()
+        return self._meta is not None
+
+    async def result(self, timeout: float | None = None) -> AnswerT_co:  # noqa: ASYNC109 - Celery's name
+        """Wait for the answer and return it. Cancelling the wait doesn't cancel the job.
+
+        Args:
+            timeout: seconds; None waits for as long as it takes, which for an id nobody knows,
+                or whose answer has expired, is for ever: Redis can't tell it from a waiting one.
+
+        Raises:
+            JobError: it failed, expired or was cancelled; the class says which.
+            ResultTimeout: the time is up; the job goes on, and may be asked again.
+            BrokerUnavailable: the result backend refuses, or can't be reached at all.
+        """
+        if self._meta is None:
+            self._meta = await self._golem._wait(self, timeout)  # noqa: SLF001 - a view of its client
+        return cast("AnswerT_co", self._golem._wire.answer(self.id, self._meta))  # noqa: SLF001
+
+    async def cancel(self) -> bool:
+        """Cancel it, whether a worker runs or not; see `golem_tasks.client.Golem.cancel`."""
+        return await self._golem.cancel([self]) == 1
+
+    async def _look(self) -> Meta | None:
+        if self._meta is not None:
+            return self._meta
+        meta = await self._golem._loop().asker.stored(self.id)  # noqa: SLF001 - a view of its client
+        if meta is not None and Wire.is_ready(meta):
+            self._meta = meta
+        return meta
+
+
+class _Loop:
+    """What belongs to one event loop: redis-py's asyncio connections can't change theirs."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._pools = broker, backend, subscribers = (
+            wire.broker.async_pool(),
+            wire.backend.async_pool(),
+            wire.backend.async_subscriber_pool(),
+        )
+        client = aredis.Redis(connection_pool=backend)
+        self.publisher = AsyncPublisher(wire.broker, broker)
+        self.asker = AsyncAsker(wire, aredis.Redis(connection_pool=broker), client)
+        self.listener = Listener(wire, client, subscribers)
+
+    async def aclose(self) -> None:
+        """Close every connection of this loop."""
+        await self.listener.aclose()
+        for pool in self._pools:
+            await pool.disconnect()
+
+
+class AsyncGolem:
+    """A producer's connection to the queue, for asyncio. One serves a whole application.
+
+    Three lines to use it::
+
+        golem = AsyncGolem("redis://127.0.0.1:6379/0")
+        prediction = await golem.classify("I love this", timeout=30)
+        await golem.aclose()
+
+    However many wait, each event loop has one subscribed connection. Arguments, verbs and errors
+    are those of `golem_tasks.client.Golem`; everything that asks Redis is awaited.
+    """
+
+    def __init__(
+        self,
+        broker_url: str | None = None,
+        result_backend: str | None = None,
+        queue: str | None = None,
+        *,
+        settings: ClientSettings | None = None,
+    ) -> None:
+        given = {"broker_url": broker_url, "result_backend": result_backend, "queue": queue}
+        self.settings = settings_of(settings, given)
+        self._wire = Wire(self.settings)
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
+
+    async def submit(
+        self,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        task_id: str | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> AsyncJob[Prediction]:
+        """Send one text to be classified; see `golem_tasks.client.Golem.submit`."""
+        message, queue = _requests.single(self._wire, text, text_pair, task_id, options)
+        await self._loop().publisher.publish([message.id], [message])
+        return AsyncJob(self, message.id, queue)
+
+    async def submit_batch(
+        self,
+        texts: Sequence[str],
+        text_pairs: Sequence[str | None] | None = None,
+        *,
+        task_id: str | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> AsyncJob[Predictions]:
+        """Send many texts as one job; see `golem_tasks.client.Golem.submit_batch`."""
+        message, queue = _requests.batch(self._wire, texts, text_pairs, task_id, options)
+        await self._loop().publisher.publish([message.id], [message])
+        return AsyncJob(self, message.id, queue)
+
+    async def submit_many(
+        self,
+        texts: Iterable[str],
+        text_pairs: Iterable[str | None] | None = None,
+        **options: Unpack[SubmitOptions],
+    ) -> list[AsyncJob[Prediction]]:
+        """Send many texts, a job each, in pipelines; see `golem_tasks.client.Golem.submit_many`.
+
+        Checking and composing happen in a thread, so that the loop goes on meanwhile.
+        """
+        pairs = None if text_pairs is None else list(text_pairs)
+        planned = await asyncio.to_thread(_requests.many, self._wire, list(texts), pairs, options)
+        await self._loop().publisher.publish(planned.ids, planned.messages)
+        return [AsyncJob(self, id_, planned.queue) for id_ in planned.ids]
+
+    async def classify(
+        self,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - Celery's name
+        **options: Unpack[SubmitOptions],
+    ) -> Prediction:
+        """Submit one text and wait for its prediction; errors are those of both."""
+        job = await self.submit(text, text_pair, **options)
+        return await job.result(timeout)
+
+    async def as_completed(
+        self,
+        jobs: Iterable[AsyncJob[AnswerT_co]],
+        timeout: float | None = None,  # noqa: ASYNC109 - Celery's name
+    ) -> AsyncIterator[AsyncJob[AnswerT_co]]:
+        """Yield each job as it ends, well or badly; its `result` then returns or raises at once.
+
+        Raises:
+            ResultTimeout: `timeout` seconds have passed; what was yielded stays done.
+            BrokerUnavailable: the result backend refuses, or can't be reached at all.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = None if timeout is None else clock() + timeout
+        listener = self._loop().listener
+        ended: asyncio.Queue[tuple[AsyncJob[AnswerT_co], asyncio.Future[Meta]]] = asyncio.Queue()
+        waiting: dict[AsyncJob[AnswerT_co], asyncio.Future[Meta]] = {}
+        try:
+            for job in jobs:
+                if job._meta is not None:  # noqa: SLF001 - the client and its jobs are one
+                    yield job
+                elif job not in waiting:
+                    waiting[job] = future = listener.expect(job.id)
+                    future.add_done_callback(partial(_put, ended, job))
+            while waiting:
+                left_s = None if deadline is None else max(0.0, deadline - clock())
+                try:
+                    job, future = await _next(ended, left_s)
+                except TimeoutError:
+                    raise await self._timed_out(list(waiting), timeout) from None
+                listener.leave(job.id, waiting.pop(job))
+                job._meta = future.result()  # noqa: SLF001 - as above
+                yield job
+        finally:
+            for job, future in waiting.items():
+                listener.leave(job.id, future)
+
+    def job(self, job_id: str) -> AsyncJob[Prediction | Predictions]:
+        """Pick up a job that was submitted elsewhere or earlier. Asks nobody yet."""
+        return AsyncJob(self, job_id, None)
+
+    async def cancel(self, jobs: Iterable[AsyncJob[Any]]) -> int:
+        """Cancel jobs and return how many of them will not be answered.
+
+        See `golem_tasks.client.Golem.cancel`.
+        """
+        asker = self._loop().asker
+        held = [job.id for job in jobs if await asker.revoke(job.id)]
+        if held:
+            await asyncio.to_thread(self._wire.broadcast_revoke, held)
+        return len(held)
+
+    async def queue_length(self, queue: str | None = None) -> int:
+        """Jobs that wait in a queue, or in both lanes, on all its priority lists.
+
+        Raises:
+            BrokerUnavailable: the broker can't be asked.
+        """
+        lanes = [queue] if queue else [self.settings.queue, self.settings.bulk_queue]
+        return await self._loop().asker.queue_length(lanes)
+
+    async def aclose(self) -> None:
+        """Close every connection of this event loop."""
+        state = self._loops.pop(asyncio.get_running_loop(), None)
+        if state is not None:
+            await state.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _loop(self) -> _Loop:
+        loop = asyncio.get_running_loop()
+        state = self._loops.get(loop)
+        if state is None:
+            for other in [other for other in self._loops if other.is_closed()]:
+                del self._loops[other]
+            state = self._loops[loop] = _Loop(self._wire)
+        return state
+
+    async def _wait(self, job: AsyncJob[Any], timeout_s: float | None) -> Meta:
+        listener = self._loop().listener
+        future = listener.expect(job.id)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            raise await self._timed_out([job], timeout_s) from None
+        finally:
+            listener.leave(job.id, future)
+
+    async def _timed_out(
+        self, jobs: Sequence[AsyncJob[Any]], timeout_s: float | None
+    ) -> ResultTimeout:
+        try:
+            state, length = await jobs[0].state(), await self.queue_length(jobs[0].queue)
+        except BrokerUnavailable:
+            state, length = "UNKNOWN", -1
+        return result_timeout([job.id for job in jobs], timeout_s, state, length)
+
+
+def _put(
+    ended: asyncio.Queue[tuple[T, asyncio.Future[Meta]]], job: T, future: asyncio.Future[Meta]
+) -> None:
+    ended.put_nowait((job, future))
+
+
+async def _next(ended: asyncio.Queue[T], left_s: float | None) -> T:
+    async with asyncio.timeout(left_s):
+        return await ended.get()
