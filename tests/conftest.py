@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from golem_tasks.embedded import EmbeddedServer
+
+# A busy machine may take any time for an example; a deadline would be a wall-clock assertion.
+settings.register_profile("golem", deadline=None)
+settings.load_profile("golem")
 
 
 @pytest.fixture(scope="session")

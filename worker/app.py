@@ -13,6 +13,7 @@ from kombu.entity import Queue
 from golem_tasks.settings import describe
 from worker.intake import Intake
 from worker.processes import ModelProcesses, count
+from worker.reconnect import Adoption
 from worker.results import backend_url
 from worker.settings import WorkerSettings
 from worker.tasks import register
@@ -38,11 +39,13 @@ def _rebuild(values: dict[str, Any], include: tuple[str, ...]) -> GolemApp:
 
 def build(settings: WorkerSettings) -> GolemApp:
     """Make the app of a worker with these settings. Loads neither torch nor a model."""
-    app = GolemApp("golem", set_as_current=True)
+    batched = settings.transport == "batched"
+    app = GolemApp("golem", amqp="worker.transport:AMQP" if batched else None)
     app.golem_settings = settings
     app.conf.update(configuration(settings))
     app.steps["worker"].add(Intake)
     app.steps["worker"].add(ModelProcesses)
+    app.steps["consumer"].add(Adoption)
     register(app)
     _connect_signals()
     return app
@@ -110,7 +113,8 @@ def _results(settings: WorkerSettings) -> dict[str, Any]:
 
 
 def _delivery(settings: WorkerSettings) -> dict[str, Any]:
-    # Twice what all processes can take at once: one dispatch in flight, the next one buffered.
+    # The stock transport knows no window: a dispatch in flight and the next one buffered.
+    prefetch = 2 * settings.max_rows if settings.transport == "stock" else 0
     return {
         "task_acks_late": True,  # a job of a dead worker is delivered again instead of lost
         "task_reject_on_worker_lost": True,
@@ -118,7 +122,8 @@ def _delivery(settings: WorkerSettings) -> dict[str, Any]:
         "task_acks_on_timeout": True,
         "worker_deduplicate_successful_tasks": True,  # one lookup, for redelivered messages only
         "task_track_started": False,  # would write STARTED after the model ran
-        "worker_prefetch_multiplier": 2 * settings.max_rows,
+        "worker_prefetch_multiplier": prefetch,
+        "worker_enable_prefetch_count_reduction": False,  # counts a batch as many active jobs
         "worker_disable_prefetch": False,  # would make every batch as small as the pool
         "worker_disable_rate_limits": True,  # a rate limit feeds jobs one by one
         "worker_eta_task_limit": 10_000,  # jobs with a countdown sit in memory until it is over
@@ -139,6 +144,7 @@ def _processes(settings: WorkerSettings) -> dict[str, Any]:
         "worker_send_task_events": False,  # cost per job; switch on with -E
         "worker_hijack_root_logger": False,
         "worker_enable_remote_control": True,
+        "worker_consumer": "worker.reconnect:SteadyConsumer",
     }
 
 

@@ -190,7 +190,12 @@ class Classifier:
     def _plan(self, run: _Run) -> None:
         """Pack the rows of all works together: micro-batches don't care whose a row is."""
         lines = [line for of_work in run.lines for line in of_work]
-        run.queue.extend(self._packed(lines, None))
+        try:
+            run.queue.extend(self._packed(lines, None))
+        except self._passthrough:
+            raise
+        except Exception as exc:  # noqa: BLE001 - no job may stay without an outcome
+            run.failed.update({line.work: _failure("pack", exc) for line in lines})
 
     def _packed(self, lines: list[_Line], budget_before: int | None) -> list[_Pending]:
         lengths = [line.row.length for line in lines]

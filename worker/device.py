@@ -66,7 +66,7 @@ def has_native_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
     Linux tells; elsewhere the answer is no, which costs speed and never correctness.
     """
-    if platform.system() != "Linux" or not torch._C.has_mkldnn:
+    if platform.system() != "Linux" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()

@@ -7,7 +7,8 @@ this one is leaving. Only `Settlement` decides which, and only what it calls ack
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from billiard.einfo import ExceptionInfo
@@ -29,6 +30,8 @@ __all__ = ["Dispatch", "Settlement", "TakesBack"]
 
 logger = get_logger(__name__)
 
+_PROTOCOL = pickle.HIGHEST_PROTOCOL
+
 CRASHES_ALONE = 2
 """A job that ends its process this often, alone in it, is poison."""
 
@@ -45,20 +48,33 @@ class TakesBack(Protocol):
 class Dispatch:
     """The jobs one pool call carries."""
 
-    def __init__(self, jobs: Sequence[Waiting[BatchedRequest]], settlement: Settlement) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Waiting[BatchedRequest]],
+        settlement: Settlement,
+        on_end: Callable[[Dispatch], None],
+    ) -> None:
         self.jobs = list(jobs)
         self.cancelled = False
         """Whether a cold shutdown has already signalled the child."""
         self._settlement = settlement
+        self._on_end = on_end
+        self._result: Any = None
 
     def start(self, pool: Any) -> bool:
-        """Hand the jobs to the pool; False if it is closed and took nothing."""
+        """Hand the jobs to the pool; False if it is closed and took nothing.
+
+        Raises:
+            RecursionError, TypeError, pickle.PicklingError: a job can't be sent to a process.
+        """
+        # Pickled here, not in the pool, where a failure would leave a call open for ever.
+        jobs = pickle.dumps([_job(waiting.request) for waiting in self.jobs], _PROTOCOL)
         for job in self.jobs:
             job.request.batch = self
         hard_s, soft_s = self.jobs[0].time_limits
-        result = pool.apply_async(
+        self._result = pool.apply_async(
             run_dispatch,
-            args=([_job(waiting.request) for waiting in self.jobs],),
+            args=(jobs,),
             accept_callback=self._accepted,
             callback=self._answered,
             error_callback=self._failed,
@@ -68,16 +84,23 @@ class Dispatch:
             # A task's id here would let the pool drop the whole batch when that task is revoked.
             correlation_id=None,
         )
-        return result is not None
+        return self._result is not None
+
+    def dropped(self, cache: Mapping[int, Any]) -> bool:
+        """Whether the pool forgot it before a child accepted it; `cache` holds its open calls."""
+        result = self._result
+        return not (result.accepted() or result.ready() or result._job in cache)  # noqa: SLF001 - the pool's only name for a call
 
     def _accepted(self, pid: int, time_accepted: float) -> None:
         for job in self.jobs:
             self._settlement.accepted(job.request, pid, time_accepted)
 
     def _answered(self, results: Sequence[Settled]) -> None:
+        self._on_end(self)
         self._settlement.answered(self.jobs, results)
 
     def _failed(self, einfo: Any) -> None:
+        self._on_end(self)
         self._settlement.failed(self.jobs, einfo)
 
     def _timed_out(self, soft: bool, timeout: float) -> None:

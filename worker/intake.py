@@ -8,31 +8,29 @@ step, not on a task or a strategy: Celery makes those anew at every reconnect.
 
 from __future__ import annotations
 
+import math
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from celery import bootsteps
-from celery.app.task import Context
 from celery.utils.log import get_logger
 from celery.worker import state
-from celery.worker import strategy as celery_strategy
-from kombu.exceptions import KombuError
 
-from golem_tasks.contract import CLASSIFY, CLASSIFY_MANY
 from golem_tasks.errors import ConfigurationError, InvalidJob
-from worker.batcher import Batcher, BatchLimits, Lane, TimeLimits, Waiting
+from worker.batcher import Batcher, BatchLimits, Waiting
 from worker.dispatch import Dispatch, Settlement
+from worker.measuring import waiting
 from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
+from worker.transport import Room
 
-__all__ = ["Intake", "measure", "strategy"]
+__all__ = ["Intake"]
 
 logger = get_logger(__name__)
 
-CHARS_PER_TOKEN = 4.0
-"""English WordPiece text has about 4.2 characters a token; an estimate only bounds a dispatch."""
-SPECIAL_TOKENS = 2
+_SMOOTHING = 0.05  # weight of the newest job in the mean rows per job, by which the window counts
 
 
 class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
@@ -46,11 +44,14 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         self.worker = worker
         self.settings: WorkerSettings = worker.app.golem_settings
         self.batcher: Batcher[BatchedRequest] = Batcher(_limits(self.settings))
+        self.dispatches: set[Dispatch] = set()
+        """Batches the pool has, until they are settled."""
         self.settlement = Settlement(self)
         self.max_tokens = 512
         """Tokens of the longest text the model sees; the processes report the real figure."""
         self._others: Callable[[Any], Any] | None = None
         self._wake_at_s = 0.0
+        self._rows_per_job = 1.0
 
     def create(self, worker: Any) -> None:
         """Take the place of Celery's hand-over to the pool.
@@ -77,7 +78,13 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
                 self._others(request)
             return
         try:
-            self.batcher.add(self._waiting(request))
+            if self._is_held(request):
+                # Its lease ran out in an outage. The first copy's settlement acknowledges both.
+                state.task_ready(request)
+                return
+            job = waiting(request, self.settings, self.max_tokens)
+            self._rows_per_job += _SMOOTHING * (job.rows - self._rows_per_job)
+            self.batcher.add(job)
         except Exception as exc:
             # An exception out of this hook would go up the event loop and end the worker.
             logger.exception("Job %s can't be buffered", request.id)
@@ -102,16 +109,42 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             job.request.batch = None
         self.batcher.put_back(jobs)
 
-    def room(self) -> int:
-        """Messages the worker can use soon: enough for every process's next dispatch.
+    def window(self) -> Room:
+        """What the worker can use soon: enough for every process's next dispatch.
 
-        What is in flight isn't counted, so a fetch made now has arrived when the first is done.
+        What is in flight isn't counted, so what is fetched now is here when the first is done.
+        Jobs waiting for their ETA sit in memory and count against a limit of their own.
         """
         rows = self.ready * self.settings.max_rows - self.batcher.rows
-        if self.batcher.tokens >= self.ready * self.settings.max_dispatch_tokens:
-            return 0
-        per_message = self.batcher.rows / len(self.batcher) if len(self.batcher) else 1.0
-        return max(0, int(rows / per_message))
+        tokens = self.ready * self.settings.max_dispatch_tokens - self.batcher.tokens
+        scheduled = len(state.scheduled_requests)
+        if rows <= 0 or tokens <= 0 or scheduled >= self.worker.app.conf.worker_eta_task_limit:
+            return Room(0)
+        return Room(math.ceil(rows / self._rows_per_job))
+
+    def tags(self) -> set[str]:
+        """Delivery tags of all jobs held here, buffered and in flight."""
+        jobs = [job for dispatch in self.dispatches for job in dispatch.jobs]
+        return {job.request.message.delivery_tag for job in [*self.batcher, *jobs]}
+
+    def recover(self) -> None:
+        """After a lost connection: take back what the pool dropped, tell Celery what is held.
+
+        Celery flushes its pool then: a batch not yet accepted by a child vanishes without a
+        callback, and of our requests only those that run stay in its registries.
+        """
+        cache = self.worker.pool._pool._cache
+        for dispatch in list(self.dispatches):
+            if dispatch.dropped(cache):
+                self.dispatches.discard(dispatch)
+                self.take_back(dispatch.jobs)
+        for job in self.batcher:
+            state.task_reserved(job.request)
+
+    def forget(self, tags: Collection[str]) -> None:
+        """Drop buffered jobs that another worker took over during a long outage."""
+        for job in self.batcher.discard(lambda r: r.message.delivery_tag in tags):
+            state.task_ready(job.request)
 
     @property
     def ready(self) -> int:
@@ -139,9 +172,26 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             self.settlement.fail(request, InvalidJob.because("headers", f"are unusable: {exc}"))
             return False
 
+    def _is_held(self, request: BatchedRequest) -> bool:
+        redelivered = request.delivery_info.get("redelivered")
+        return bool(redelivered) and request.message.delivery_tag in self.tags()
+
     def _dispatch(self, batch: list[Waiting[BatchedRequest]]) -> None:
-        dispatch = Dispatch(batch, self.settlement)
-        if dispatch.start(self.worker.pool):
+        dispatch = Dispatch(batch, self.settlement, self.dispatches.discard)
+        try:
+            sent = dispatch.start(self.worker.pool)
+        except (pickle.PicklingError, RecursionError, TypeError) as exc:
+            # JSON nested a thousand deep, say: it mustn't take its batch-mates with it.
+            logger.warning("A batch of %d jobs can't be sent to a process: %s", len(batch), exc)
+            if len(batch) > 1:
+                for job in batch:
+                    self._dispatch([job])
+            else:
+                reason = f"can't be sent to a model process: {exc}"
+                self.settlement.fail(batch[0].request, InvalidJob.because("message", reason))
+            return
+        if sent:
+            self.dispatches.add(dispatch)
             # The pool writes on its own tick, which may have passed in this turn.
             self.worker.pool._pool.on_poll_start()
         else:
@@ -153,95 +203,6 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         self._wake_at_s = at_s
         self.worker.hub.call_later(at_s - now_s, _wake)
 
-    def _waiting(self, request: BatchedRequest) -> Waiting[BatchedRequest]:
-        rows, tokens = measure(request, self.max_tokens)
-        info = request.delivery_info
-        priority = info.get("priority")
-        bulk = self.settings.bulk_queue in (info.get("routing_key"), info.get("exchange"))
-        return Waiting(
-            request,
-            rows=rows,
-            tokens=tokens,
-            since_s=time.monotonic(),
-            lane=Lane.BULK if bulk else Lane.INTERACTIVE,
-            priority=priority if isinstance(priority, int) else 0,
-            time_limits=_time_limits(request),
-        )
-
-
-def measure(request: Any, max_tokens: int) -> tuple[int, int]:
-    """Rows and estimated tokens of a request; a payload that breaks the contract counts as one."""
-    args, kwargs = request.args, request.kwargs
-    name = {CLASSIFY: "text", CLASSIFY_MANY: "texts"}.get(request.type, "")
-    value = args[0] if args else kwargs.get(name)
-    texts = value if isinstance(value, list) else [value]
-    windows = kwargs.get("on_long") == "window"
-    tokens = 0
-    for text in texts:
-        estimate = int(len(text) / CHARS_PER_TOKEN) if isinstance(text, str) else 0
-        tokens += SPECIAL_TOKENS + (estimate if windows else min(estimate, max_tokens))
-    return max(1, len(texts)), max(1, tokens)
-
-
-def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:
-    """Celery's default strategy, behind a check of what it would stumble over.
-
-    Stock Celery ends the worker, or reconnects for ever, on a message whose body isn't a triple or
-    that has no id. Such a message is refused here: the producer gets its FAILURE, the queue moves.
-    """
-    quiet = celery_strategy.logger
-    level = quiet.level
-    # A line per job says nothing that the line per batch doesn't, and costs more than the job.
-    quiet.setLevel("WARNING")
-    try:
-        handle = celery_strategy.default(task, app, consumer)
-    finally:
-        quiet.setLevel(level)
-    max_bytes = app.golem_settings.max_message_bytes
-
-    def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
-        try:
-            _check_message(message, max_bytes)
-            handle(message, body, ack, reject, callbacks)
-        except consumer.connection_errors as exc:
-            if not isinstance(exc, KeyError):  # kombu counts KeyError among connection errors
-                raise
-            _refuse(task, message, InvalidJob.because("headers", f"lack {exc}"))
-        except InvalidJob as exc:
-            _refuse(task, message, exc)
-        except (KombuError, ValueError, TypeError, AttributeError) as exc:
-            _refuse(task, message, InvalidJob.because("message", f"can't be read: {exc}"))
-
-    return on_message
-
-
-def _check_message(message: Any, max_bytes: int) -> None:
-    if len(message.body or "") > max_bytes:
-        reason = f"has {len(message.body)} bytes, {max_bytes} are allowed"
-        raise InvalidJob.because("message", reason)
-    if not isinstance(message.headers.get("id"), str):
-        raise InvalidJob.because("id", "must be a string in the message's headers")
-    payload = message.payload
-    if not isinstance(payload, list | tuple) or len(payload) != 3:  # noqa: PLR2004 - the protocol's
-        raise InvalidJob.because("body", "must be [args, kwargs, embed], Celery's protocol 2")
-    args, kwargs, embed = payload
-    if not isinstance(args, list):
-        raise InvalidJob.because("args", "must be a list")
-    if not isinstance(kwargs, dict):
-        raise InvalidJob.because("kwargs", "must be an object")
-    if not isinstance(embed, dict | None):
-        raise InvalidJob.because("embed", "must be an object")
-
-
-def _refuse(task: Any, message: Any, error: InvalidJob) -> None:
-    """Settle a message that can't even become a request."""
-    task_id = message.headers.get("id") or message.properties.get("correlation_id")
-    logger.warning("Refused a message of job %s: %s", task_id, error)
-    if isinstance(task_id, str):
-        context = Context(id=task_id, task=task.name, errbacks=None, chord=None)
-        task.backend.mark_as_failure(task_id, error, request=context)
-    message.ack_log_error(logger, ())
-
 
 def _limits(settings: WorkerSettings) -> BatchLimits:
     return BatchLimits(
@@ -250,18 +211,6 @@ def _limits(settings: WorkerSettings) -> BatchLimits:
         linger_s=settings.linger_ms / 1000,
         max_age_s=settings.max_age_ms / 1000,
     )
-
-
-def _time_limits(request: Any) -> TimeLimits:
-    """The request's own (hard, soft) limits in seconds, else the task's."""
-    own = request.time_limits if isinstance(request.time_limits, list | tuple) else ()
-    own_hard, own_soft = own if len(own) == 2 else (None, None)  # noqa: PLR2004 - a pair
-    task = request.task
-    return _seconds(own_hard) or task.time_limit, _seconds(own_soft) or task.soft_time_limit
-
-
-def _seconds(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and value > 0 else None
 
 
 def _check(worker: Any) -> None:

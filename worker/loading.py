@@ -22,9 +22,17 @@ from transformers.utils import logging as transformers_logging
 from golem_tasks.errors import ModelLoadError
 from worker.settings import EMBEDDED_MODEL, WorkerSettings
 
-__all__ = ["LoadedModel", "Source", "find_source", "labels_of", "load_model", "max_tokens_of"]
+__all__ = [
+    "EMBEDDED_FOLDER",
+    "LoadedModel",
+    "Source",
+    "find_source",
+    "labels_of",
+    "load_model",
+    "max_tokens_of",
+]
 
-_EMBEDDED_FOLDER = Path(__file__).parent / "models" / "golem_mini"
+EMBEDDED_FOLDER = Path(__file__).parent / "models" / "golem_mini"
 _UNBOUNDED_TOKENS = 4096  # for a model that names no maximum: one row stays computable
 _CAUSE_CHARS = 200
 _SHOWN_NAMES = 3
@@ -73,7 +81,7 @@ def find_source(settings: WorkerSettings) -> Source:
     name = settings.model
     trust = settings.trust_remote_code
     # First, so that a folder of that name in the working directory can't take its place.
-    folder = _EMBEDDED_FOLDER if name == EMBEDDED_MODEL else Path(name).expanduser()
+    folder = EMBEDDED_FOLDER if name == EMBEDDED_MODEL else Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             cause = "the folder has no config.json, so it isn't a model's"
@@ -95,9 +103,9 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Load
     Raises:
         ModelLoadError: with the cause and the remedy.
     """
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(source.location, **source.arguments)
         tokenizer = AutoTokenizer.from_pretrained(

@@ -267,8 +267,12 @@ def active() -> Runner:
     return _active
 
 
-def run_dispatch(jobs: Sequence[Job]) -> list[Settled]:
-    """The pool's entry point: answer a dispatch with this process's runner."""
+def run_dispatch(pickled: bytes) -> list[Settled]:
+    """The pool's entry point: answer a pickled list of `Job` with this process's runner.
+
+    The pickle is this worker's own and came through its own pipe; on the wire there is only JSON.
+    """
+    jobs: list[Job] = pickle.loads(pickled)  # noqa: S301 - see above
     try:
         return active().run(jobs)
     except DeviceLost as exc:

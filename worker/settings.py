@@ -59,6 +59,9 @@ class WorkerSettings(ClientSettings):
     max_age_ms: float = Field(
         1_000.0, gt=0, description="Milliseconds after which a waiting job goes before all others."
     )
+    transport: Literal["batched", "stock"] = Field(
+        "batched", description="How messages are fetched: many at once, or as stock Celery does."
+    )
     engine: str = Field(
         "worker.engine:load",
         pattern=r"^[\w.]+:\w+$",

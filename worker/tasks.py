@@ -16,7 +16,7 @@ __all__ = ["ClassificationTask", "register"]
 class ClassificationTask(Task):  # type: ignore[misc]  # Celery ships no types
     """What makes a task one of ours: its intake, its request class, its expected errors."""
 
-    Strategy = "worker.intake:strategy"
+    Strategy = "worker.strategy:strategy"
     Request = "worker.requests:BatchedRequest"
     abstract = True
     throws = (JobError,)  # the producer's news, not a worker's incident: logged without traceback

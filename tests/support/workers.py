@@ -88,7 +88,10 @@ class WorkerProcess:
     def wait(self, timeout_s: float = 60) -> int:
         """Wait for its end and return its exit code."""
         assert self._guard is not None
-        return self._guard.wait(timeout_s)
+        code = self._guard.wait(timeout_s)
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+        return code
 
     def stop(self) -> int:
         """SIGTERM, and return the exit code; SIGKILL by the guard after 30 s."""

@@ -1,0 +1,185 @@
+"""Numbered scenarios: what was done to a worker, and what must hold for every job after it.
+
+Each compares every answer with the expected one; the runs of a text, counted by the engine, show
+what was computed more than once.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from celery.exceptions import TaskRevokedError, TimeLimitExceeded
+from celery.result import AsyncResult
+
+from golem_tasks import PoisonJob
+from golem_tasks.embedded import EmbeddedServer
+from tests.support.fake_engine import expected_label
+from tests.support.fake_workers import (
+    FakeWorker,
+    check,
+    jobs_of,
+    producer_for,
+    send_all,
+)
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def alone() -> Iterator[EmbeddedServer]:
+    """A server nobody else uses, which keeps its data over a crash."""
+    with EmbeddedServer(appendonly=True) as server:
+        yield server
+
+
+@pytest.fixture
+def app(alone: EmbeddedServer) -> Celery:
+    """A stock producer on that server."""
+    return producer_for(alone)
+
+
+def numbered(count: int) -> list[str]:
+    """So many different texts."""
+    return [f"text {number}" for number in range(count)]
+
+
+def nothing_held(server: EmbeddedServer) -> bool:
+    """Whether no queue and no record of an unacknowledged message is left."""
+    with server.client() as client:
+        return not client.exists("golem", "golem.bulk", "unacked", "unacked_index")
+
+
+def test_1_sigterm_with_a_full_buffer_and_a_running_batch(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Exit 0; what ran is settled, the rest is back in the queue; each job runs exactly once."""
+    texts = numbered(300)
+    results = send_all(app, texts)
+    first = FakeWorker(tmp_path, alone, GOLEM_MAX_ROWS="20", FAKE_FORWARD_S="0.3").start()
+    wait_until(lambda: len(first.runs) >= 40, "two batches to be computed")
+    assert first.stop() == 0
+    with alone.client() as client:
+        done = len(first.runs)
+        assert 0 < done < 300
+        assert client.llen("golem") == 300 - done
+        assert not client.exists("unacked", "unacked_index")
+    with FakeWorker(tmp_path, alone, name="w2") as second:
+        check(results, texts)
+        assert first.runs + second.runs == dict.fromkeys(texts, 1)
+    assert nothing_held(alone)
+
+
+def test_2_sigquit_in_the_middle_of_a_batch(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """A cold shutdown kills the batch; every job of it is answered by the next worker."""
+    texts = numbered(60)
+    results = send_all(app, [*texts, "slow:20"])
+    first = FakeWorker(tmp_path, alone, GOLEM_MAX_ROWS="100").start(wait=False)
+    wait_until(lambda: jobs_of(app, "active"), "the batch to run")
+    first.signal(signal.SIGQUIT)
+    first.wait()
+    with FakeWorker(tmp_path, alone, name="w2"):
+        check(results[:-1], texts)
+        assert results[-1].get(timeout=120)["label"] == expected_label("slow:20")
+    assert nothing_held(alone)
+
+
+def test_3_a_child_killed_in_the_middle_of_a_batch(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """SIGKILL of the process that computes: all jobs of its batch are answered all the same."""
+    texts = [*numbered(50), "slow:2"]
+    results = send_all(app, texts)
+    with FakeWorker(tmp_path, alone) as worker:
+        wait_until(lambda: jobs_of(app, "active"), "the batch to run")
+        old = worker.children
+        for pid in old:
+            os.kill(pid, signal.SIGKILL)
+        check(results, texts)
+        assert set(worker.children).isdisjoint(old)
+        assert worker.runs == dict.fromkeys(texts, 1)
+    assert nothing_held(alone)
+
+
+@pytest.mark.parametrize("poison", ["segfault", "kill", "exit:3", "lost"])
+def test_4_a_job_that_ends_its_process_among_63_good_ones(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery, poison: str
+) -> None:
+    """It alone fails, as PoisonJob, after it ended the process twice by itself."""
+    texts = numbered(63)
+    good, bad = send_all(app, texts), send_all(app, [poison])[0]
+    with FakeWorker(tmp_path, alone) as worker:
+        check(good, texts)
+        with pytest.raises(PoisonJob) as caught:
+            bad.get(timeout=120)
+        assert (caught.value.reason, caught.value.count) == ("crash", 2)
+        assert worker.runs == dict.fromkeys(texts, 1)
+    assert nothing_held(alone)
+
+
+def test_5_a_hanging_job_with_a_hard_time_limit(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """The batch is killed at the limit; the culprit alone fails, its mates are answered."""
+    texts = numbered(10)
+    results = send_all(app, [*texts, "hang"], time_limit=2)
+    with FakeWorker(tmp_path, alone):
+        check(results[:-1], texts)
+        with pytest.raises(TimeLimitExceeded):
+            results[-1].get(timeout=120)
+    assert nothing_held(alone)
+
+
+def test_6_terminating_one_job_of_a_running_batch(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """revoke(terminate=True) settles that job as REVOKED; the batch isn't killed."""
+    texts = [*numbered(15), "slow:3"]
+    results = send_all(app, ["unwanted", *texts])
+    with FakeWorker(tmp_path, alone) as worker:
+        wait_until(lambda: jobs_of(app, "active"), "the batch to run")
+        old = worker.children
+        app.control.revoke(
+            results[0].id, terminate=True, destination=["w1@test"], reply=True, timeout=10
+        )
+        check(results[1:], texts)
+        with pytest.raises(TaskRevokedError, match="terminated"):
+            results[0].get(timeout=60)
+        assert worker.children == old
+    assert nothing_held(alone)
+
+
+def test_7_redis_killed_and_restarted_under_load(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """The worker lives, keeps what it holds, and every job is answered right, none as FAILURE."""
+    texts = numbered(400)
+    ids = [result.id for result in send_all(app, texts)]
+    settings = {"GOLEM_MAX_ROWS": "20", "FAKE_FORWARD_S": "0.2"}
+    with FakeWorker(tmp_path, alone, **settings) as worker:
+        wait_until(lambda: len(worker.runs) >= 60, "some batches to be computed")
+        pid = worker.pid
+        alone.kill()
+        alone.start()
+        later = producer_for(alone)
+        check([AsyncResult(task_id, app=later) for task_id in ids], texts)
+        assert worker.pid == pid
+        assert worker.runs.keys() == set(texts)
+    assert nothing_held(alone)
+
+
+def test_8_the_worker_killed_under_load(tmp_path: Path, alone: EmbeddedServer, app: Celery) -> None:
+    """SIGKILL of the main process: another worker gets all its jobs when their lease runs out."""
+    texts = numbered(200)
+    results = send_all(app, texts)
+    settings = {"GOLEM_MAX_ROWS": "20", "GOLEM_VISIBILITY_TIMEOUT_S": "10"}
+    first = FakeWorker(tmp_path, alone, FAKE_FORWARD_S="0.3", **settings).start()
+    wait_until(lambda: len(first.runs) >= 40, "two batches to be computed")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    with FakeWorker(tmp_path, alone, name="w2", **settings):
+        check(results, texts)
+    assert nothing_held(alone)

@@ -1,0 +1,128 @@
+"""Hostile payloads against a live worker: each gets a clear answer, and its neighbours theirs."""
+
+import base64
+import json
+import uuid
+from typing import Any
+
+import redis
+from celery import Celery
+from celery.result import AsyncResult
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from golem_tasks import InvalidJob, Prediction, Predictions
+from tests.support.workers import WorkerProcess
+
+GOOD = ["I love this", {"label", "score"}]
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+surrogates = st.text(st.characters(categories=["Cs", "Cc", "Ll"]), max_size=20)
+values = anything | surrogates | st.sampled_from(["", " ", "\0", "a\0b", "x" * 100_001, "\ud800"])
+options = st.dictionaries(
+    st.sampled_from(["top_k", "logits", "on_long", "text", "text_pair", "texts", "self", "x"]),
+    values,
+    max_size=3,
+)
+tasks = st.sampled_from(["golem.classify", "golem.classify_many"])
+calls = st.tuples(tasks, st.lists(values, max_size=3), options)
+
+
+def envelope(body: bytes, headers: dict[str, Any], task_id: str) -> str:
+    """A message as kombu puts it on Redis, with any body and any headers."""
+    return json.dumps(
+        {
+            "body": base64.b64encode(body).decode(),
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": {"lang": "py", "task": "golem.classify", "id": task_id, **headers},
+            "properties": {
+                "correlation_id": task_id,
+                "reply_to": "",
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": "golem"},
+                "priority": 0,
+                "body_encoding": "base64",
+                "delivery_tag": str(uuid.uuid4()),
+            },
+        }
+    )
+
+
+def judge(task: str, result: AsyncResult) -> None:
+    """A clear failure, or an answer of the contract's shape."""
+    value = result.get(timeout=60, propagate=False)
+    if result.state == "FAILURE":
+        assert isinstance(value, InvalidJob), repr(value)
+        assert value.field
+        assert value.reason
+    elif task == "golem.classify":
+        Prediction.model_validate(value)
+    else:
+        Predictions.model_validate(value)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.lists(calls, min_size=1, max_size=12))
+def test_every_hostile_call_gets_a_clear_answer_and_its_neighbours_theirs(
+    producer: Celery, worker: WorkerProcess, hostile: list[tuple[str, list[Any], dict[str, Any]]]
+) -> None:
+    """Whatever JSON a producer sends as arguments: InvalidJob with field and reason, or right."""
+    before = producer.send_task("golem.classify", ["I love this"], queue="golem")
+    sent = [
+        (task, producer.send_task(task, args, kwargs, queue="golem"))
+        for task, args, kwargs in hostile
+    ]
+    after = producer.send_task("golem.classify", ["I hate this"], queue="golem")
+    for task, result in sent:
+        judge(task, result)
+    assert before.get(timeout=60)["label"] == "POSITIVE"
+    assert after.get(timeout=60)["label"] == "NEGATIVE"
+    assert worker.alive
+
+
+bodies = st.one_of(
+    st.binary(max_size=40),
+    anything.map(lambda value: json.dumps(value).encode()),
+    st.tuples(values, values, values).map(lambda triple: json.dumps(triple).encode()),
+)
+headers = st.dictionaries(
+    st.sampled_from(
+        ["eta", "expires", "retries", "timelimit", "group", "root_id", "stamps", "stamped_headers"]
+    ),
+    anything,
+    max_size=3,
+)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.lists(st.tuples(bodies, headers), min_size=1, max_size=8))
+def test_a_broken_message_fails_alone_and_the_worker_lives(
+    producer: Celery,
+    worker: WorkerProcess,
+    broker: redis.Redis,
+    broken: list[tuple[bytes, dict[str, Any]]],
+) -> None:
+    """Bodies that aren't Celery's and headers of the wrong type reach nobody but themselves."""
+    ids = [str(uuid.uuid4()) for _ in broken]
+    for task_id, (body, extra) in zip(ids, broken, strict=True):
+        broker.lpush("golem", envelope(body, extra, task_id))
+    good = producer.send_task("golem.classify", ["I love this"], queue="golem")
+    assert good.get(timeout=60)["label"] == "POSITIVE"
+    for task_id in ids:
+        result = AsyncResult(task_id, app=producer)
+        value = result.get(timeout=60, propagate=False)
+        assert result.state in ("FAILURE", "REVOKED", "SUCCESS"), repr(value)
+    assert worker.alive

@@ -1,0 +1,212 @@
+"""The worker as its operator sees it: batches, lanes, settlement, inspection, refusals."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from celery.exceptions import TaskRevokedError
+
+from golem_tasks import InferenceError, InvalidJob
+from golem_tasks.embedded import EmbeddedServer
+from tests.support.fake_workers import (
+    FakeWorker,
+    check,
+    jobs_of,
+    producer_for,
+    send,
+    send_all,
+)
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def alone() -> Iterator[EmbeddedServer]:
+    """A server nobody else uses."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def app(alone: EmbeddedServer) -> Celery:
+    """A stock producer on that server."""
+    return producer_for(alone)
+
+
+def test_a_deep_queue_fills_its_batches(tmp_path: Path, alone: EmbeddedServer, app: Celery) -> None:
+    """With 1,000 jobs waiting, batches hold at least 80 % of the bound on average."""
+    texts = [f"text {number}" for number in range(1000)]
+    results = send_all(app, texts)
+    with FakeWorker(tmp_path, alone, GOLEM_MAX_ROWS="64") as worker:
+        check(results, texts)
+        wait_until(lambda: sum(worker.dispatches) == 1000, "the last batch's line in the log")
+        assert sum(worker.dispatches) / len(worker.dispatches) >= 0.8 * 64
+        assert worker.runs == dict.fromkeys(texts, 1)
+
+
+def test_a_lone_job_is_not_kept_waiting_for_company(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """An idle worker runs each job by itself when the next comes only after its answer."""
+    with FakeWorker(tmp_path, alone) as worker:
+        for number in range(5):
+            check([send(app, f"lone {number}")], [f"lone {number}"])
+        wait_until(lambda: len(worker.dispatches) == 5, "the last batch's line in the log")
+        assert worker.dispatches == [1] * 5
+
+
+def test_jobs_that_come_while_the_model_is_busy_share_the_next_batch(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """While the only process is busy, what arrives is collected into one batch."""
+    with FakeWorker(tmp_path, alone) as worker:
+        first = send(app, "slow:2")
+        wait_until(lambda: jobs_of(app, "active"), "the first to start")
+        texts = [f"text {number}" for number in range(40)]
+        check(send_all(app, texts), texts)
+        first.get(timeout=60)
+        wait_until(lambda: sum(worker.dispatches) == 41, "the last batch's line in the log")
+        assert worker.dispatches == [1, 40]
+
+
+def test_the_interactive_queue_goes_before_bulk(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Bulk jobs get what interactive ones leave, though they came first."""
+    bulk = [f"bulk {number}" for number in range(20)]
+    urgent = [f"urgent {number}" for number in range(20)]
+    results = send_all(app, bulk, queue="golem.bulk") + send_all(app, urgent)
+    with FakeWorker(tmp_path, alone, GOLEM_MAX_ROWS="10") as worker:
+        check(results, bulk + urgent)
+        order = [text.split()[0] for text in worker.runs]
+    assert order == ["urgent"] * 20 + ["bulk"] * 20
+
+
+def test_one_failing_job_leaves_its_batch_mates_alone(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Of 64 jobs, the invalid one, the one the model raises on and no other fail."""
+    texts = [f"text {number}" for number in range(62)]
+    good = send_all(app, texts)
+    invalid, raising = send(app, "\0"), send(app, "raise:boom")
+    with FakeWorker(tmp_path, alone):
+        check(good, texts)
+        with pytest.raises(InvalidJob, match="NUL"):
+            invalid.get(timeout=60)
+        with pytest.raises(InferenceError, match="boom") as caught:
+            raising.get(timeout=60)
+        assert caught.value.stage == "forward"
+
+
+def test_buffered_jobs_obey_revoke_and_expires(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """What is revoked or expires in the buffer is never computed; its mates are."""
+    with FakeWorker(tmp_path, alone) as worker:
+        busy = send(app, "slow:3")
+        wait_until(lambda: jobs_of(app, "active"), "the first to start")
+        revoked, expired = send(app, "revoked"), send(app, "expired", expires=1)
+        kept = send_all(app, ["kept one", "kept two"])
+        wait_until(lambda: len(jobs_of(app, "reserved")) >= 4, "them to be buffered")
+        app.control.revoke(revoked.id, destination=["w1@test"], reply=True, timeout=10)
+        busy.get(timeout=60)
+        check(kept, ["kept one", "kept two"])
+        for result, reason in ((revoked, "revoked"), (expired, "expired")):
+            with pytest.raises(TaskRevokedError, match=reason):
+                result.get(timeout=60)
+        assert worker.runs.keys() == {"slow:3", "kept one", "kept two"}
+
+
+def test_inspect_shows_jobs_as_in_any_celery_worker(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Active lists what is computed, reserved also what is buffered; stats count them."""
+    with FakeWorker(tmp_path, alone):
+        busy = send(app, "slow:2")
+        wait_until(lambda: jobs_of(app, "active"), "the first to start")
+        waiting = send(app, "waiting")
+        wait_until(
+            lambda: waiting.id in [job["id"] for job in jobs_of(app, "reserved")],
+            "the second to be reserved",
+        )
+        assert [job["id"] for job in jobs_of(app, "active")] == [busy.id]
+        check([waiting], ["waiting"])
+        busy.get(timeout=60)
+        wait_until(lambda: not jobs_of(app, "active"), "both to be settled")
+        stats = app.control.inspect(destination=["w1@test"], timeout=10).stats()["w1@test"]
+        assert stats["total"] == {"golem.classify": 2}
+
+
+def test_tasks_that_are_not_ours_run_as_in_any_celery_worker(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """A plain task of an included module runs in the same worker, and fails by its own error."""
+    include = ["--include", "tests.support.plain_tasks"]
+    with FakeWorker(tmp_path, alone, arguments=include):
+        added = [app.send_task("plain.add", (n, 1), queue="golem") for n in range(20)]
+        texts = [f"text {number}" for number in range(20)]
+        results = send_all(app, texts)
+        assert [result.get(timeout=60) for result in added] == list(range(1, 21))
+        check(results, texts)
+        failing = app.send_task("plain.fail", ("why",), queue="golem")
+        with pytest.raises(ValueError, match="why"):
+            failing.get(timeout=60)
+
+
+def test_several_processes_share_the_work(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Two model processes answer one queue, each batch by one of them."""
+    texts = [f"text {number}" for number in range(200)]
+    results = send_all(app, texts)
+    settings = {"GOLEM_PROCESSES": "2", "GOLEM_MAX_ROWS": "10", "FAKE_FORWARD_S": "0.05"}
+    with FakeWorker(tmp_path, alone, **settings) as worker:
+        check(results, texts)
+        pids = {line.split("\t")[0] for line in worker.runs_file.read_text().splitlines()}
+        assert pids == {str(pid) for pid in worker.children}
+        assert worker.runs == dict.fromkeys(texts, 1)
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_worker_with_one_sentence(
+    tmp_path: Path, alone: EmbeddedServer
+) -> None:
+    """Exit code 78, the model and the cause named once, and no loop of crashing children."""
+    worker = FakeWorker(tmp_path, alone, FAKE_LOAD_ERROR="no such weights").start(wait=False)
+    assert worker.wait() == 78
+    assert worker.text.count("no such weights") == 1
+    assert "golem-mini" in worker.text
+    assert "Traceback" not in worker.text
+
+
+@pytest.mark.parametrize("arguments", [["--pool", "solo"], ["--autoscale", "4,1"]])
+def test_a_worker_that_could_not_batch_refuses_to_start(
+    tmp_path: Path, alone: EmbeddedServer, arguments: list[str]
+) -> None:
+    """A pool or an option that breaks batching is refused in one sentence."""
+    worker = FakeWorker(tmp_path, alone, arguments=arguments).start(wait=False)
+    assert worker.wait() == 1
+    assert "golem: " in worker.text
+    assert "Traceback" not in worker.text
+
+
+def test_a_bad_setting_ends_the_start_with_one_sentence(
+    tmp_path: Path, alone: EmbeddedServer
+) -> None:
+    """The sentence names the setting; the secret in another setting isn't shown."""
+    secret = alone.url.replace("redis://", "redis://user:hunter2@")
+    settings = {"GOLEM_BROKER_URL": secret, "GOLEM_MAX_ROWS": "many"}
+    worker = FakeWorker(tmp_path, alone, **settings).start(wait=False)
+    assert worker.wait() == 1
+    assert "GOLEM_MAX_ROWS can't be used" in worker.text
+    assert "Traceback" not in worker.text
+    assert "hunter2" not in worker.text
+
+
+def test_the_settings_are_logged_with_secrets_masked(tmp_path: Path, alone: EmbeddedServer) -> None:
+    """A password reaches neither the settings' line nor any other."""
+    with alone.client() as client:
+        client.execute_command("ACL", "SETUSER", "ops", "on", ">hunter2", "~*", "&*", "+@all")
+    secret = alone.url.replace("redis://", "redis://ops:hunter2@")
+    with FakeWorker(tmp_path, alone, GOLEM_BROKER_URL=secret) as worker:
+        assert "GOLEM_BROKER_URL=redis://ops:**@" in worker.text
+        assert "hunter2" not in worker.text

@@ -1,0 +1,296 @@
+"""One outcome for each text, whatever goes wrong on the way."""
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from golem_tasks.contract import OnLong, Options, Prediction, TextItem
+from golem_tasks.errors import InferenceError, JobError, OutOfMemory, TextTooLong
+from tests.support.fake_engine import FakeEngine, expected_label, expected_logits
+from worker.classifier import Classified, Classifier, Work
+from worker.interfaces import DeviceLost, Encoded, Row
+
+DEFAULT = Options()
+
+
+class TimeLimit(Exception):
+    """Stands for what a caller's own signal handler raises."""
+
+
+def works(*texts: str, options: Options = DEFAULT) -> list[Work]:
+    """Works of these texts."""
+    return [Work(TextItem(text), options, queued_ms=0.0) for text in texts]
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Different texts of 1 to 30 words."""
+    chance = random.Random(seed)  # noqa: S311 - test data
+    words = ["a", "film", "that", "moves", "slowly", "and", "never", "lies"]
+    return [
+        f"{i} " + " ".join(chance.choices(words, k=chance.randint(1, 30))) for i in range(count)
+    ]
+
+
+def check(result: Classified, texts: Sequence[str]) -> None:
+    """Every outcome of these innocent texts is the right prediction."""
+    assert len(result.outcomes) == len(texts)
+    for text, outcome in zip(texts, result.outcomes, strict=True):
+        assert isinstance(outcome, dict), (text, outcome)
+        assert Prediction.model_validate(outcome).label == expected_label(text)
+
+
+def check_around(
+    result: Classified, texts: Sequence[str], culprits: Sequence[int]
+) -> list[JobError]:
+    """The errors of the culprits; everybody else has the right prediction."""
+    errors = [result.outcomes[i] for i in culprits]
+    innocent = [i for i in range(len(texts)) if i not in culprits]
+    mates = Classified([result.outcomes[i] for i in innocent], result.micro_batches)
+    check(mates, [texts[i] for i in innocent])
+    assert all(isinstance(error, JobError) for error in errors)
+    return [error for error in errors if isinstance(error, JobError)]
+
+
+def test_every_text_gets_its_own_answer_in_order() -> None:
+    """Sorting and packing don't show: outcome i is work i's."""
+    texts = sentences(300)
+    check(Classifier(FakeEngine(token_budget=200)).classify(works(*texts)), texts)
+
+
+def test_nothing_gives_nothing() -> None:
+    """An empty dispatch, as when all its jobs were revoked, runs no forward pass."""
+    result = Classifier(FakeEngine()).classify([])
+    assert result.outcomes == []
+    assert result.micro_batches == []
+
+
+def test_micro_batches_keep_both_bounds_and_account_for_every_token() -> None:
+    """What is reported is what was run: rows, longest row and tokens."""
+    engine = FakeEngine(token_budget=200, max_rows=7)
+    texts = sentences(100)
+    batches = Classifier(engine).classify(works(*texts)).micro_batches
+    assert [batch.rows for batch in batches] == [len(launched) for launched in engine.launched]
+    assert all(batch.rows <= 7 and batch.rows * batch.longest <= 200 for batch in batches)
+    assert sum(batch.tokens for batch in batches) == sum(len(t.split()) + 2 for t in texts)
+
+
+@pytest.mark.parametrize(
+    ("order", "kind", "words"),
+    [
+        ("raise:no such index", InferenceError, "'forward'.*RuntimeError: no such index"),
+        ("encode:bad byte", InferenceError, "'encode'.*ValueError: bad byte"),
+        ("nan", InferenceError, "'forward'.*NaN"),
+        ("rows:-1", InferenceError, "'forward'.*0 answers came back for 1 rows"),
+        ("rows:+2", InferenceError, "'forward'.*3 answers came back for 1 rows"),
+        ("oom", OutOfMemory, "This text alone doesn't fit"),
+        ("memory", OutOfMemory, "This text alone doesn't fit"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_culprit_fails_alone(order: str, kind: type[JobError], words: str, device: str) -> None:
+    """Whatever one text does, on a device that overlaps passes or not, its mates don't notice."""
+    texts = sentences(64)
+    texts[41] = order
+    result = Classifier(FakeEngine(token_budget=300, device=device)).classify(works(*texts))
+    [error] = check_around(result, texts, [41])
+    assert type(error) is kind
+    with pytest.raises(kind, match=words):
+        raise error
+
+
+def test_several_culprits_fail_each_with_its_own_error() -> None:
+    """Halving goes on after the first one is found."""
+    texts = sentences(64)
+    for index in (0, 7, 8, 63):
+        texts[index] = f"raise:number {index}"
+    result = Classifier(FakeEngine()).classify(works(*texts))
+    errors = check_around(result, texts, [0, 7, 8, 63])
+    assert [f"number {i}" in str(e) for i, e in zip([0, 7, 8, 63], errors, strict=True)] == [
+        True
+    ] * 4
+
+
+@given(
+    st.lists(st.sampled_from(["good", "raise:x", "oom", "encode:x", "nan", "rows:-1"]), max_size=40)
+)
+def test_any_mix_of_trouble_leaves_every_text_with_its_outcome(kinds: list[str]) -> None:
+    """The good ones are answered and only they."""
+    texts = [f"good {i}" if kind == "good" else kind for i, kind in enumerate(kinds)]
+    result = Classifier(FakeEngine(token_budget=64, max_rows=16)).classify(works(*texts))
+    check_around(result, texts, [i for i, kind in enumerate(kinds) if kind != "good"])
+
+
+def test_a_text_that_is_too_long_is_told_so() -> None:
+    """An item's own error in the engine's list is its outcome."""
+    texts = ["short", "word " * 600]
+    result = Classifier(FakeEngine()).classify(works(*texts, options=Options(on_long="error")))
+    [error] = check_around(result, texts, [1])
+    assert isinstance(error, TextTooLong)
+
+
+def test_a_text_without_tokens_is_an_error_not_a_crash() -> None:
+    """A tokenizer may make nothing of a text, such as one zero-width character."""
+
+    class Mute(FakeEngine):
+        def encode(
+            self, items: Sequence[TextItem], on_long: Sequence[OnLong]
+        ) -> list[Encoded | JobError]:
+            encoded = super().encode(items, on_long)
+            encoded[0] = Encoded((Row([]),), 0, truncated=False)
+            return encoded
+
+    texts = sentences(5)
+    [error] = check_around(Classifier(Mute()).classify(works(*texts)), texts, [0])
+    assert "made no tokens of it" in str(error)
+
+
+def test_fewer_encodings_than_texts_name_both_numbers() -> None:
+    """A tokenizer that drops a text can't shift its mates' answers by one."""
+
+    class Forgetful(FakeEngine):
+        def encode(
+            self, items: Sequence[TextItem], on_long: Sequence[OnLong]
+        ) -> list[Encoded | JobError]:
+            kept = [i for i, item in enumerate(items) if item.text != "lost one"]
+            return super().encode([items[i] for i in kept], [on_long[i] for i in kept])
+
+    texts = [*sentences(9), "lost one"]
+    [error] = check_around(Classifier(Forgetful()).classify(works(*texts)), texts, [9])
+    assert "0 answers came back for 1 texts" in str(error)
+
+
+def test_windows_of_one_text_share_micro_batches_with_its_mates() -> None:
+    """A long text is several rows and still one outcome, the average of its windows."""
+    long = " ".join(str(i) for i in range(1200))
+    texts = [*sentences(5), long]
+    options = Options(on_long="window", logits=True)
+    result = Classifier(FakeEngine()).classify(works(*texts, options=options))
+    answer: Any = result.outcomes[-1]
+    parts = [" ".join(long.split()[a : a + 510]) for a in (0, 510, 1020)]
+    for column, value in enumerate(answer["logits"]):
+        mean = sum(expected_logits(part)[column] * len(part.split()) for part in parts) / 1200
+        assert value == pytest.approx(mean)
+    assert (answer["tokens"], answer["truncated"]) == (1202, False)
+
+
+def test_out_of_memory_runs_the_same_work_in_smaller_pieces(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody fails, the allocator's reserve is given back, one warning says what was learned."""
+    engine = FakeEngine(token_budget=1000, max_area=150)
+    classifier = Classifier(engine)
+    texts = sentences(64)
+    with caplog.at_level(logging.WARNING):
+        check(classifier.classify(works(*texts)), texts)
+    assert engine.released > 0
+    assert classifier.token_budget <= 150
+    [record] = caplog.records
+    assert "instead of 1000" in record.getMessage()
+
+
+def test_what_was_learned_spares_the_next_dispatch_the_trouble() -> None:
+    """The lowered budget holds: no second out of memory."""
+    engine = FakeEngine(token_budget=1000, max_area=150)
+    classifier = Classifier(engine)
+    classifier.classify(works(*sentences(64)))
+    released = engine.released
+    classifier.classify(works(*sentences(64, seed=1)))
+    assert engine.released == released
+
+
+def test_a_lowered_budget_grows_back_when_the_memory_is_there_again() -> None:
+    """Another process's moment of greed doesn't slow this one down for ever."""
+    engine = FakeEngine(token_budget=1000, max_area=150)
+    classifier = Classifier(engine)
+    classifier.classify(works(*sentences(64)))
+    engine.max_area = None
+    for seed in range(200):
+        classifier.classify(works(*sentences(64, seed)))
+    assert classifier.token_budget == 1000
+
+
+def test_a_text_that_is_out_of_memory_by_itself_doesnt_lower_the_budget() -> None:
+    """It fails alone as well, so its mates' number wasn't the cause."""
+    classifier = Classifier(FakeEngine(token_budget=1000))
+    classifier.classify(works(*sentences(63), "oom"))
+    assert classifier.token_budget == 1000
+
+
+def test_a_row_longer_than_the_memory_fails_and_the_others_dont() -> None:
+    """There is nothing left to halve: `OutOfMemory`, in the words a producer can act on."""
+    texts = [*sentences(20), "word " * 400]
+    result = Classifier(FakeEngine(max_area=200)).classify(works(*texts))
+    [error] = check_around(result, texts, [20])
+    assert isinstance(error, OutOfMemory)
+
+
+@pytest.mark.parametrize("where", ["encode", "forward"])
+def test_the_callers_own_exceptions_pass_through(where: str) -> None:
+    """A time limit hits the whole dispatch; it is no text's failure."""
+
+    class Limited(FakeEngine):
+        def encode(
+            self, items: Sequence[TextItem], on_long: Sequence[OnLong]
+        ) -> list[Encoded | JobError]:
+            if where == "encode":
+                raise TimeLimit
+            return super().encode(items, on_long)
+
+    def forward(_: list[str]) -> None:
+        raise TimeLimit
+
+    classifier = Classifier(Limited(on_forward=forward), passthrough=(TimeLimit,))
+    with pytest.raises(TimeLimit):
+        classifier.classify(works("a", "b"))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, DeviceLost])
+def test_what_ends_the_process_passes_through(error: type[BaseException]) -> None:
+    """Halving a batch on a lost device would fail every innocent job in it."""
+
+    def forward(_: list[str]) -> None:
+        raise error
+
+    with pytest.raises(error):
+        Classifier(FakeEngine(on_forward=forward)).classify(works("a", "b"))
+
+
+@pytest.mark.parametrize(("device", "depth"), [("cpu", 1), ("cuda", 2)])
+def test_a_gpu_has_the_next_micro_batch_before_the_last_is_read(device: str, depth: int) -> None:
+    """Never more than two in flight, and none waiting for its answer on a CPU."""
+    engine = FakeEngine(token_budget=40, device=device)
+    collected = 0
+    in_flight = []
+
+    def forward(_: list[str]) -> None:
+        nonlocal collected
+        in_flight.append(len(engine.launched) - collected)
+        collected += 1
+
+    engine._on_forward = forward
+    texts = sentences(50)
+    check(Classifier(engine).classify(works(*texts)), texts)
+    assert max(in_flight) == depth
+
+
+def test_times_come_from_the_clock_and_overlapping_passes_arent_counted_twice() -> None:
+    """Each pass counts from its launch or from the end of the one before it, what came later."""
+    ticks = iter(range(1000))
+    engine = FakeEngine(token_budget=4, device="cuda")
+    classifier = Classifier(engine, clock=lambda: float(next(ticks)))
+    batches = classifier.classify(works("aa", "bb", "cc")).micro_batches
+    assert sum(batch.forward_ms for batch in batches) <= (next(ticks) - 1) * 1e3
+    assert all(batch.forward_ms > 0 for batch in batches)
+
+
+def test_a_multi_line_error_reaches_the_producer_as_one_sentence() -> None:
+    """Torch appends C++ stack traces; the first line has the cause."""
+    result = Classifier(FakeEngine()).classify(works("raise:index 7 is out of range\nC++ frame #0"))
+    [error] = result.outcomes
+    assert isinstance(error, InferenceError)
+    assert error.cause == "RuntimeError: index 7 is out of range"

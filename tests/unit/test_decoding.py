@@ -1,0 +1,145 @@
+"""Logits to predictions."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from golem_tasks.contract import Options, Prediction
+from golem_tasks.errors import InferenceError
+from worker.decoding import Decoder, MicroBatch, activation_for, sigmoid, softmax
+from worker.interfaces import Activation, Encoded, ModelInfo, Row
+
+FINITE = st.floats(-1e4, 1e4)
+BATCH = MicroBatch(rows=4, longest=10, tokens=30, forward_ms=2.0)
+
+
+def info(activation: Activation, *labels: str) -> ModelInfo:
+    """A model with these labels."""
+    return ModelInfo("m", "abc", "float32", "cpu", labels, activation, 512)
+
+
+def encoded(*weights: int) -> Encoded:
+    """A text of as many rows as there are weights."""
+    rows = tuple(Row([1, 2, 3]) for _ in weights)
+    return Encoded(rows, tokens=3, truncated=False, weights=weights)
+
+
+def decode(
+    logits: list[float], options: Options | None = None, activation: Activation = Activation.SOFTMAX
+) -> Prediction:
+    """One text of one row, through JSON as a producer would get it."""
+    labels = [f"L{i}" for i in range(len(logits))]
+    decoder = Decoder(info(activation, *labels))
+    answer = decoder.decode([logits], encoded(1), options or Options(), 1.5, [BATCH])
+    return Prediction.model_validate_json(json.dumps(answer))
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "expected"),
+    [
+        (None, 2, Activation.SOFTMAX),
+        ("single_label_classification", 6, Activation.SOFTMAX),
+        ("multi_label_classification", 6, Activation.SIGMOID),
+        (None, 1, Activation.SIGMOID),
+        ("regression", 1, Activation.NONE),
+        ("regression", 3, Activation.NONE),
+    ],
+)
+def test_the_activation_is_the_pipelines(
+    problem_type: str | None, num_labels: int, expected: Activation
+) -> None:
+    """A single label that isn't declared a regression gets a sigmoid there, so here as well."""
+    assert activation_for(problem_type, num_labels) is expected
+
+
+@given(st.lists(FINITE, min_size=1, max_size=8))
+def test_softmax_gives_probabilities_that_sum_to_1(logits: list[float]) -> None:
+    """Whatever the logits' size, nothing overflows."""
+    scores = softmax(logits)
+    assert math.isclose(sum(scores), 1.0)
+    assert all(0.0 <= score <= 1.0 for score in scores)
+
+
+@given(FINITE)
+def test_sigmoid_is_symmetric_and_never_overflows(logit: float) -> None:
+    """sigmoid(-x) is 1 - sigmoid(x), for any x."""
+    [plus], [minus] = sigmoid([logit]), sigmoid([-logit])
+    assert math.isclose(plus + minus, 1.0)
+
+
+@given(st.lists(FINITE, min_size=1, max_size=8), st.sampled_from(Activation))
+def test_the_label_is_the_argmax_and_its_score_is_the_highest(
+    logits: list[float], activation: Activation
+) -> None:
+    """Label, score and scores tell the same story, highest first, for every kind of head."""
+    answer = decode(logits, activation=activation)
+    scores = list(answer.scores.values())
+    assert scores == sorted(scores, reverse=True)
+    assert answer.label == next(iter(answer.scores))
+    assert answer.score == scores[0]
+    assert len(scores) == len(logits)
+    best = int(answer.label.removeprefix("L"))
+    # Far from zero several scores may round to the same number; the winner is among them.
+    assert (
+        logits[best] == max(logits) or answer.scores[f"L{logits.index(max(logits))}"] == scores[0]
+    )
+
+
+@given(st.lists(FINITE, min_size=1, max_size=8), st.integers(1, 10))
+def test_top_k_lists_as_many_labels_and_no_others(logits: list[float], top_k: int) -> None:
+    """The best `top_k`, or all if there are fewer."""
+    every, some = decode(logits).scores, decode(logits, Options(top_k=top_k)).scores
+    assert list(some.items()) == list(every.items())[:top_k]
+
+
+def test_logits_come_in_the_models_order_and_only_if_asked() -> None:
+    """They are raw, so that a producer can do its own arithmetic."""
+    assert decode([3.0, -1.0, 2.0]).logits is None
+    assert decode([3.0, -1.0, 2.0], Options(logits=True)).logits == [3.0, -1.0, 2.0]
+
+
+def test_a_regression_answers_its_raw_value() -> None:
+    """No activation touches it."""
+    assert decode([-3.25], activation=Activation.NONE).score == -3.25
+
+
+def test_windows_are_averaged_by_their_length() -> None:
+    """A short last window counts for as little as it holds."""
+    decoder = Decoder(info(Activation.NONE, "a", "b"))
+    answer = decoder.decode(
+        [[1.0, 0.0], [4.0, 3.0]], encoded(2, 1), Options(logits=True), 0.0, [BATCH, BATCH]
+    )
+    assert answer["scores"] == {"a": 2.0, "b": 1.0}
+    assert answer["logits"] == [2.0, 1.0]
+
+
+def test_windows_in_one_micro_batch_count_its_time_once() -> None:
+    """`forward_ms` is the model's time for this text, over all the passes it was in."""
+    decoder = Decoder(info(Activation.NONE, "a"))
+    other = MicroBatch(rows=1, longest=3, tokens=3, forward_ms=5.0)
+    answer = decoder.decode([[1.0]] * 3, encoded(1, 1, 1), Options(), 0.0, [BATCH, BATCH, other])
+    assert answer["timing"]["forward_ms"] == 7.0
+
+
+def test_timing_tells_the_wait_and_how_full_the_micro_batch_was() -> None:
+    """30 of 40 token positions were text: a quarter was padding."""
+    timing = decode([1.0, 2.0]).timing
+    assert (timing.queued_ms, timing.forward_ms) == (1.5, 2.0)
+    assert (timing.batch_rows, timing.padding_share) == (4, 0.25)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_that_isnt_finite_is_an_error_not_an_answer(bad: float) -> None:
+    """NaN isn't JSON, and an argmax over it is a lie."""
+    with pytest.raises(InferenceError, match="NaN or infinity"):
+        decode([bad, 1.0])
+
+
+def test_a_row_of_the_wrong_width_names_both_numbers() -> None:
+    """Answers can't be matched to labels if there are more of one than of the other."""
+    decoder = Decoder(info(Activation.SOFTMAX, "a", "b"))
+    with pytest.raises(InferenceError, match="3 logits came back for 2 labels"):
+        decoder.decode([[1.0, 2.0, 3.0]], encoded(1), Options(), 0.0, [BATCH])

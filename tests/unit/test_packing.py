@@ -1,0 +1,116 @@
+"""Micro-batches out of lengths."""
+
+from itertools import combinations, pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.packing import OVERHEAD_SHARE, pack, padded_area
+
+LENGTHS = st.lists(st.integers(1, 600), max_size=200)
+BUDGETS = st.integers(1, 8192)
+ROWS = st.integers(1, 150)
+
+
+def batches_of(lengths: list[int], plan: list[list[int]]) -> list[list[int]]:
+    """The lengths in each micro-batch."""
+    return [[lengths[i] for i in batch] for batch in plan]
+
+
+def cost(lengths: list[int], plan: list[list[int]], overhead: int) -> int:
+    """What the packing minimises."""
+    return sum(padded_area(batch) + overhead for batch in batches_of(lengths, plan))
+
+
+def greedy(lengths: list[int], budget: int, max_rows: int) -> list[list[int]]:
+    """What everybody does: sort, fill each micro-batch to its bounds."""
+    plan: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        full = not plan or len(plan[-1]) == max_rows
+        if full or lengths[plan[-1][0]] * (len(plan[-1]) + 1) > budget:
+            plan.append([])
+        plan[-1].append(i)
+    return plan
+
+
+def best_cost(lengths: list[int], budget: int, max_rows: int, overhead: int) -> int:
+    """The least cost of all ways to cut the sorted list, by trying each."""
+    ordered = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    costs = []
+    for number in range(len(ordered)):
+        for inner in combinations(range(1, len(ordered)), number):
+            cuts = [0, *inner, len(ordered)]
+            plan = [ordered[a:b] for a, b in pairwise(cuts)]
+            if all(fits(batch, budget, max_rows) for batch in batches_of(lengths, plan)):
+                costs.append(cost(lengths, plan, overhead))
+    return min(costs)
+
+
+def fits(batch: list[int], budget: int, max_rows: int) -> bool:
+    """Whether a micro-batch keeps both bounds; a row too long for the budget stands alone."""
+    return len(batch) == 1 or (padded_area(batch) <= budget and len(batch) <= max_rows)
+
+
+@given(LENGTHS, BUDGETS, ROWS)
+def test_every_row_is_in_one_micro_batch_within_the_bounds(
+    lengths: list[int], budget: int, max_rows: int
+) -> None:
+    """No row is lost, doubled or put where it doesn't fit, whatever the lengths."""
+    plan = pack(lengths, budget, max_rows)
+    assert sorted(i for batch in plan for i in batch) == list(range(len(lengths)))
+    assert all(fits(batch, budget, max_rows) for batch in batches_of(lengths, plan))
+
+
+@given(LENGTHS, BUDGETS, ROWS)
+def test_never_worse_than_filling_greedily(lengths: list[int], budget: int, max_rows: int) -> None:
+    """Counting the cost of a pass, the cut is at least as good as the usual one."""
+    overhead = budget // OVERHEAD_SHARE
+    ours = cost(lengths, pack(lengths, budget, max_rows), overhead)
+    assert ours <= cost(lengths, greedy(lengths, budget, max_rows), overhead)
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=9),
+    st.integers(1, 200),
+    st.integers(1, 9),
+    st.integers(0, 60),
+)
+def test_no_other_cut_of_the_sorted_rows_is_better(
+    lengths: list[int], budget: int, max_rows: int, overhead: int
+) -> None:
+    """The programme finds what trying every cut finds."""
+    plan = pack(lengths, budget, max_rows, overhead)
+    assert cost(lengths, plan, overhead) == best_cost(lengths, budget, max_rows, overhead)
+
+
+@given(LENGTHS, BUDGETS, ROWS)
+def test_the_same_lengths_give_the_same_micro_batches(
+    lengths: list[int], budget: int, max_rows: int
+) -> None:
+    """Packing has no chance in it: a failure can be run again."""
+    assert pack(lengths, budget, max_rows) == pack(list(lengths), budget, max_rows)
+
+
+@given(LENGTHS, BUDGETS, ROWS)
+def test_longest_rows_go_first(lengths: list[int], budget: int, max_rows: int) -> None:
+    """Memory that doesn't suffice is met at once, and the allocator's blocks fit what follows."""
+    longest = [max(batch) for batch in batches_of(lengths, pack(lengths, budget, max_rows))]
+    assert longest == sorted(longest, reverse=True)
+
+
+def test_nothing_makes_no_micro_batch() -> None:
+    """An empty dispatch is an empty plan."""
+    assert pack([], 1024, 128) == []
+
+
+def test_one_long_text_among_many_short_stands_alone() -> None:
+    """The outlier that makes naive batching several times slower costs its own length only."""
+    lengths = [512] + [16] * 63
+    plan = pack(lengths, 1024, 128)
+    assert plan[0] == [0]
+    assert sum(padded_area(batch) for batch in batches_of(lengths, plan)) == sum(lengths)
+
+
+def test_no_micro_batch_is_made_to_save_a_few_tokens_of_padding() -> None:
+    """A pass costs more than a little padding: nearly equal rows stay together."""
+    assert len(pack([20, 19, 18, 17] * 8, 1024, 128)) == 1

@@ -1,0 +1,85 @@
+"""A lost connection to Redis loses nothing and runs nothing twice.
+
+Stock Celery puts every unacknowledged message back into the queue when its connection breaks, those
+being computed included, and drops from memory what it holds; 5.7.0 even ends the worker when Redis
+restarts (its second ``connection.close`` meets a transport without a client). On Redis none of this
+is needed: an acknowledgement is tied to the message's delivery tag, not to the connection.
+
+So the messages are taken off the dying channel before Celery's own handler runs, and adopted by the
+new one: the buffer stays, batches in flight finish, and only what this worker gave up itself (jobs
+waiting for an ETA, whose timers Celery cancels) goes back to the queue at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+from celery.utils.log import get_logger
+from celery.worker.consumer import Consumer
+from celery.worker.state import active_requests
+
+from worker.intake import Intake
+from worker.transport import Held, QoS
+
+__all__ = ["Adoption", "SteadyConsumer"]
+
+logger = get_logger(__name__)
+
+
+class SteadyConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
+    """Celery's consumer, whose messages outlive their connection."""
+
+    held: Held | None = None
+    """What was taken off the last channel and waits for the next."""
+
+    def connect(self) -> Any:
+        """Connect, and let the transport fetch no more than the worker can use."""
+        connection = super().connect()
+        connection.transport.window = self.controller.intake.window
+        return connection
+
+    def on_connection_error_after_connected(self, exc: BaseException) -> None:
+        """Detach what is held before Celery closes the channel, which would put it all back."""
+        qos = getattr(getattr(self.task_consumer, "channel", None), "qos", None)
+        if isinstance(qos, QoS):
+            taken = qos.take_held()
+            if self.held is None:
+                self.held = taken
+            else:  # lost again before it was adopted
+                self.held.absorb(taken)
+        super().on_connection_error_after_connected(exc)
+
+    def on_close(self) -> None:
+        """Let Celery clean up, then take back the batches that its pool flush dropped."""
+        super().on_close()
+        intake: Intake = self.controller.intake
+        intake.recover()
+
+
+class Adoption(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+    """Gives the held messages to the channel of a new connection."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+    label = "Adoption"
+
+    def start(self, consumer: Any) -> None:
+        """Adopt what this worker still works on; put the rest back into the queue."""
+        held = consumer.held
+        if held is None:
+            return
+        intake: Intake = consumer.controller.intake
+        # Plain Celery tasks that a child runs now are kept as well, as stock Celery does.
+        mine = intake.tags() | {request.message.delivery_tag for request in tuple(active_requests)}
+        mine &= held.messages.keys()
+        returned = len(held.messages) - len(mine)
+        taken = consumer.task_consumer.channel.qos.adopt(held, mine)
+        consumer.held = None  # only now: if adopting failed, the next connection tries again
+        intake.forget(taken)
+        logger.warning(
+            "Connected to Redis again: %d jobs kept, %d put back into the queue, %d taken over by "
+            "other workers meanwhile.",
+            len(mine) - len(taken),
+            returned,
+            len(taken),
+        )

@@ -1,0 +1,59 @@
+"""Celery's Redis transport with everything batched, on Celery's own wire and key format.
+
+Any Celery producer, Flower and stock workers share the queues with it. Select it by::
+
+    app = Celery(..., amqp="worker.transport:AMQP")
+
+and leave ``broker_url`` and ``broker_transport`` as they are: ``redis://``, ``rediss://``,
+``redis+socket://``, ``unix://`` and ``sentinel://`` then use it, after a failover to another URL
+too (``broker_transport`` is forgotten there: kombu's ``Connection.switch`` takes the new URL's
+scheme). Without that argument Celery is stock. Outside Celery use `Connection` for kombu's own.
+
+What a worker may use of it, with ``c`` a Celery consumer:
+
+``c.connection.transport.window = function``
+    A function without arguments that returns a `Room`: how many messages, of how many bytes
+    together, the worker can take now. It is asked several times per turn of the event loop and
+    must be cheap. Set it on every new connection before the Tasks step. Celery's prefetch count
+    still holds beside it (0 switches that off). While there is no room nothing is fetched.
+``c.connection.transport.wake()``
+    Ask the window again; needed only where room returns outside the event loop's own thread.
+``message.deliveries``
+    How often this message was handed to a worker, this time included; 1 at first. A delivery that
+    a worker gave back in good order (a shutdown, an `adopt` that doesn't keep it) isn't counted.
+``held = c.task_consumer.channel.qos.take_held()``
+    Detach from a dying channel all it holds, so that closing it restores nothing: a `Held`.
+    Acknowledgements that still come for these messages are remembered in it.
+``taken = c.task_consumer.channel.qos.adopt(held, mine)``
+    Install `held` on a new channel: its acknowledgements are sent, the messages whose delivery
+    tags are in ``mine`` are kept, the others go back to the head of their queues. Returns the tags
+    another worker holds by now: drop what isn't running of them. It changes nothing if it raises;
+    then keep `held`, and ``held.absorb(later)`` what the next dying channel held.
+``qos.renew()``, ``qos.flush()``
+    Renew the lease of all that is held; send pending acknowledgements. The transport calls both on
+    its own: acknowledgements go out once per turn of the loop, the lease is renewed every quarter
+    of ``visibility_timeout``, and Celery's shutdown keeps both going while it drains.
+
+Where a server refuses a script (an ACL, an old version) the worker says so in one sentence and
+works as stock Celery does; where it refuses only client tracking, an idle worker asks for new
+messages up to every 10 ms instead of being told.
+"""
+
+from worker.transport.channel import Channel, SentinelChannel
+from worker.transport.connection import AMQP, Connection
+from worker.transport.kombu_transport import SentinelTransport, Transport
+from worker.transport.messages import Held, Message, Room
+from worker.transport.qos import QoS
+
+__all__ = [
+    "AMQP",
+    "Channel",
+    "Connection",
+    "Held",
+    "Message",
+    "QoS",
+    "Room",
+    "SentinelChannel",
+    "SentinelTransport",
+    "Transport",
+]

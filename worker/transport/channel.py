@@ -1,0 +1,346 @@
+"""kombu's Redis channel, its fetching and settling replaced; everything else stays stock.
+
+kombu's poller keeps one waiting connection per channel, on which it sends BRPOP. Its hooks for
+that (``_brpop_start``, ``_brpop_read``, ``_in_poll``) drive our `Fetcher` instead. Publishing,
+fanout, bindings and remote control are kombu's own. A channel that consumes without
+acknowledgement, such as one for replies, stays stock altogether.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from queue import Empty
+from time import monotonic
+from typing import Any, TypeAlias
+
+import redis
+from kombu.log import get_logger
+from kombu.transport import redis as stock
+from redis.commands.core import Script
+
+from golem_tasks.contract import BULK_SUFFIX
+from worker.transport.fetcher import CONNECTION_LOST, Fetcher, ServerRefusesError, is_refusal
+from worker.transport.keys import DEAD_ENTRIES, Keys, script
+from worker.transport.messages import Fetched, Message, Room, Window, load
+from worker.transport.qos import QoS
+
+__all__ = ["Channel", "SentinelChannel"]
+
+logger = get_logger(__name__)
+
+FETCH_MESSAGES = 512
+"""Most messages of one fetch: about 5 ms of the server's time."""
+UNLIMITED_MESSAGES = 256
+"""Messages of one fetch where neither window nor prefetch count limit it."""
+
+Callback: TypeAlias = Callable[[Message], Any]
+
+
+class Channel(stock.Channel):
+    """A kombu channel that fetches in batches what its consumers acknowledge."""
+
+    QoS = QoS
+    Message = Message
+    _in_poll: Any
+    _brpop_sent_at: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._consuming: dict[str, Callback] = {}
+        self._queue_of: dict[str | None, str] = {}
+        self._unacknowledged: set[str] = set()
+        self._backlog: deque[Message] = deque()
+        self._stock_only: bool | None = None  # not known yet
+        self._client_cache: dict[str, Any] = {}
+        self._scripts: dict[str, Script] = {}
+        super().__init__(*args, **kwargs)
+
+    # What the channel is
+
+    @cached_property
+    def keys(self) -> Keys:
+        """Full names of the keys."""
+        prefix = self.global_keyprefix
+        return Keys.of(prefix, self.unacked_key, self.unacked_index_key, self.unacked_mutex_key)
+
+    @cached_property
+    def fetcher(self) -> Fetcher:
+        """The conversation on the waiting connection."""
+        return Fetcher(self.keys, self.visibility_timeout, self._take_in)
+
+    @property
+    def batched(self) -> bool:
+        """Whether fetching is ours: there are queues, and all are consumed with acknowledgement."""
+        queues = self.active_queues
+        return (
+            bool(queues)
+            and bool(self.ack_emulation)
+            and self._unacknowledged.isdisjoint(queues)
+            and not self.stock_only
+        )
+
+    @property
+    def stock_only(self) -> bool:
+        """Whether the server refuses our scripts, found out by running the least of them."""
+        if self._stock_only is None:
+            self._stock_only = False
+            try:
+                self.run("renew", [self.keys.index], [])
+            except redis.exceptions.ResponseError as exc:
+                if not is_refusal(exc):
+                    raise
+                self._fall_back(str(exc))
+        return self._stock_only
+
+    @property
+    def settles(self) -> bool:
+        """Whether there is something of ours to flush and renew."""
+        return isinstance(self._qos, QoS)
+
+    def room(self) -> Room:
+        """What may be fetched now, the prefetch count left aside."""
+        window: Window | None = self.connection.window if self.connection is not None else None
+        if window is None or not self.batched:
+            return Room(UNLIMITED_MESSAGES)
+        return window()
+
+    def lists(self) -> list[str]:
+        """The Redis lists to pop from, in order of precedence: queue by queue, bulk lanes last."""
+        queues = sorted(self.active_queues, key=lambda queue: queue.endswith(BULK_SUFFIX))
+        self._queue_of |= (
+            lists := {
+                self.global_keyprefix + self._q_for_pri(queue, step): queue
+                for queue in queues
+                for step in self.priority_steps
+            }
+        )
+        return list(lists)
+
+    def lists_for(self, exchange: Any, routing_key: Any, priority: Any) -> list[str]:
+        """The lists a message with this envelope belongs to."""
+        step = self._get_message_priority({"properties": {"priority": priority}})
+        return [
+            self.global_keyprefix + self._q_for_pri(queue, step)
+            for queue in self._lookup(exchange, routing_key)
+            if queue
+        ]
+
+    # Talking to Redis
+
+    @property
+    def plain(self) -> Any:
+        """One client for our own commands; it adds no prefix, since `keys` have it."""
+        return self._cached_client("plain", lambda: redis.Redis(connection_pool=self.pool))
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        # kombu makes a client for each command; making one costs more than most commands.
+        if asynchronous:
+            return super()._create_client(asynchronous=True)
+        return self._cached_client("prefixed", super()._create_client)
+
+    def _cached_client(self, name: str, create: Callable[[], Any]) -> Any:
+        client = self._client_cache.get(name)
+        if client is None or client.connection_pool is not self._pool:
+            client = self._client_cache[name] = create()
+        return client
+
+    def pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Run commands that may safely run twice, in one round trip."""
+
+        def run() -> list[Any]:
+            with self.plain.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                return list(pipe.execute())
+
+        return self._twice(run) if commands else []
+
+    def run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
+        """Run a script that may safely run twice."""
+        loaded = self._scripts.get(name)
+        if loaded is None:
+            loaded = self._scripts[name] = self.plain.register_script(script(name))
+        return self._twice(lambda: loaded(keys=keys, args=arguments, client=self.plain))
+
+    def _twice(self, call: Callable[[], Any]) -> Any:
+        """A pooled connection may have died unnoticed; a second one tells whether Redis has."""
+        try:
+            return call()
+        except CONNECTION_LOST:
+            return call()
+
+    # Fetching
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if not self.batched:
+            super()._brpop_start(timeout)
+            return
+        fetcher, connection = self.fetcher, self.client.connection
+        if not fetcher.owns(connection):
+            fetcher.disconnected()
+        if fetcher.lost_fetch:
+            self.qos.restore_unread(fetcher.receipt)
+            fetcher.recovered()
+        if not fetcher.engaged:
+            with self._surviving(connection):
+                fetcher.start(connection, self.lists(), self._fetch_size())
+        self._mark(connection)
+
+    def _fetch_size(self) -> Room:
+        room, credit = self.room(), self.qos.can_consume_max_estimate()
+        most = min(room.messages, FETCH_MESSAGES)
+        return Room(most if credit is None else min(most, credit), room.bytes)
+
+    def _mark(self, connection: Any) -> None:
+        """Tell kombu's poller where the conversation stands."""
+        self._in_poll = connection if self.fetcher.engaged else None
+        self._brpop_sent_at = monotonic() if self.fetcher.owed else None  # for its health check
+
+    def _brpop_read(self, **options: Any) -> bool:
+        connection = self.client.connection
+        if not self.fetcher.owns(connection):
+            if self._in_poll:
+                return bool(super()._brpop_read(**options))
+            connection.disconnect()  # nothing was asked, so this is the server hanging up
+            raise Empty
+        try:
+            with self._surviving(connection):
+                self.fetcher.read(connection)
+        except ServerRefusesError as exc:
+            self._fall_back(str(exc))
+            connection.disconnect()
+        self._mark(connection)
+        if not self.deliver_backlog():
+            if self.fetcher.must_poll:
+                self.connection.call_later(self.fetcher.due_in_s(), self.ask_again)
+            raise Empty
+        return True
+
+    @contextmanager
+    def _surviving(self, connection: Any) -> Iterator[None]:
+        """Let the waiting connection end once; kombu's poller opens another, or says it can't."""
+        try:
+            yield
+        except CONNECTION_LOST as exc:
+            connection.disconnect()
+            if self.fetcher.give_up():
+                raise
+            logger.info("The waiting connection ended (%s); opening another", exc)
+
+    def _fall_back(self, reason: str) -> None:
+        logger.warning(
+            "Redis refuses Golem's fetch (%s), so this worker fetches message by message, as stock "
+            "Celery does; allow its user EVALSHA, SCRIPT, EXISTS and the keys named in fetch.lua.",
+            reason,
+        )
+        self._stock_only = True
+
+    def ask_again(self) -> None:
+        """Ask once more whether messages are waiting, if the last answer is old."""
+        connection = self._in_poll
+        if connection and self.batched and self.fetcher.owns(connection):
+            with self._surviving(connection):
+                self.fetcher.ask_again(connection)
+            self._mark(connection)
+
+    def _poll_error(self, type: str, **options: Any) -> None:  # noqa: A002 - kombu's name
+        if type == "BRPOP" and self.fetcher.owns(self.client.connection):
+            self._brpop_read()
+        else:
+            super()._poll_error(type, **options)
+
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        client = self.__dict__.get("client")
+        if client is not None and client.connection is connection:
+            self.fetcher.disconnected()
+        super()._on_connection_disconnect(connection)
+
+    def surrender(self) -> str | None:
+        """Stop fetching; the record of what may have been popped for us and not been read."""
+        self._backlog.clear()
+        self._in_poll = None
+        return self.fetcher.surrender()
+
+    # Delivering
+
+    def _take_in(self, fetched: Fetched) -> None:
+        if fetched.buried:
+            logger.error(
+                "%d messages in the queue were no Celery messages; they are in %s now",
+                fetched.buried, self.keys.dead,
+            )  # fmt: skip
+        for tag, raw, source, deliveries in fetched.deliveries:
+            try:
+                message = self.Message(load(raw), channel=self)
+            except Exception:
+                logger.exception("A message can't be decoded; it is in %s now", self.keys.dead)
+                self._bury(tag, raw)
+                continue
+            message.delivery_tag = tag
+            message.deliveries = deliveries
+            message.source = source
+            message.leased_at = fetched.leased_at
+            self.qos.hold(message)
+            self._backlog.append(message)
+
+    def _bury(self, tag: str, raw: bytes) -> None:
+        keys = self.keys
+        self.pipeline([
+            ("LPUSH", keys.dead, raw), ("LTRIM", keys.dead, 0, DEAD_ENTRIES - 1),
+            ("HDEL", keys.unacked, tag), ("ZREM", keys.index, tag),
+        ])  # fmt: skip
+
+    def deliver_backlog(self) -> bool:
+        """Hand out what was fetched; what a consumer's exception leaves is handed out next time."""
+        if not self._backlog:
+            return False
+        orphans = []
+        try:
+            self.connection.delivering = True
+            while self._backlog:
+                message = self._backlog.popleft()
+                callback = self._consuming.get(self._queue_of[message.source])
+                if callback is None:
+                    orphans.append(message)
+                else:
+                    callback(message)
+        finally:
+            self.connection.delivering = False
+            self.qos.give_back(orphans)
+            self.connection.delivered(self.qos)
+        return True
+
+    # Consuming
+
+    def basic_consume(self, queue: str, no_ack: bool, callback: Callback,
+                      *args: Any, **kwargs: Any) -> Any:  # fmt: skip
+        """Consume from a queue; one without acknowledgement makes the whole channel stock."""
+        self._consuming[queue] = callback
+        (self._unacknowledged.add if no_ack else self._unacknowledged.discard)(queue)
+        self.fetcher.disturb()
+        return super().basic_consume(queue, no_ack, callback, *args, **kwargs)
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        queue = self._tag_to_queue.get(consumer_tag, "")
+        result = super()._basic_cancel(consumer_tag)
+        self._consuming.pop(queue, None)
+        self.fetcher.disturb()
+        if not self.active_queues and self.fetcher.fetching:
+            # Nobody will read the reply, and until the lease ends nobody else gets what is in it.
+            self.client.connection.disconnect()
+            self.qos.restore_unread(self.fetcher.receipt)
+            self.fetcher.recovered()
+        return result
+
+    def close(self) -> None:
+        """Send what is pending, give back what is held, and close. Redis may be away."""
+        if not self.closed and self.settles:
+            self.qos.restore_unacked_once()  # here, while the connections are still open
+            self._in_poll = None
+        super().close()
+
+
+class SentinelChannel(Channel, stock.SentinelChannel):
+    """The channel for servers found through Redis Sentinel."""

@@ -1,0 +1,14 @@
+-- Learn what a fetch popped whose reply was lost, and keep it from popping anything later.
+--
+-- KEYS[1] golem:fetch:<channel>, described in fetch.lua
+-- ARGV[1] TTL of the fence, s
+-- Returns the delivery tags of the channel's latest fetch, the same ones each time.
+
+local tags = redis.call('LRANGE', KEYS[1], 0, -1)
+if tags[1] == '' then
+  table.remove(tags, 1)
+else
+  redis.call('LPUSH', KEYS[1], '')
+end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+return tags

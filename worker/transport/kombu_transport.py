@@ -1,0 +1,94 @@
+"""kombu's Redis transport with our channels, in Celery's event loop or without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from kombu.transport import redis as stock
+
+from worker.transport.channel import Channel, SentinelChannel
+from worker.transport.messages import Window
+from worker.transport.poller import RENEWALS_PER_LEASE, Poller
+from worker.transport.qos import QoS
+
+__all__ = ["SentinelTransport", "Transport"]
+
+STALE_ACK_S = 0.05
+"""Without an event loop: how long an acknowledgement may wait for the batch's others."""
+TICK_S = 1.0
+
+
+class Transport(stock.Transport):
+    """kombu's Redis transport with our channels; `worker.transport` tells what it offers."""
+
+    Channel = Channel
+    cycle: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+        self.window: Window | None = None
+        """What the worker can take now; None leaves it to the prefetch count."""
+        self.delivering = False
+        """Whether a batch is being handed out."""
+        self._loop: Any = None
+        self._timers: list[Any] = []
+        self._on_tick: set[Any] = set()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Join Celery's event loop: sockets, ticks, and timers for leases and what was missed."""
+        before = set(loop.on_tick)
+        super().register_with_event_loop(connection, loop)
+        self._on_tick = loop.on_tick - before
+        self._loop = loop
+        self.cycle.evented = True
+        options = connection.client.transport_options
+        lease_s = options.get("visibility_timeout", stock.Channel.visibility_timeout)
+        self._timers += [
+            loop.call_repeatedly(TICK_S, self.cycle.tick),
+            loop.call_repeatedly(lease_s / RENEWALS_PER_LEASE, self.cycle.renew),
+        ]
+
+    def wake(self) -> None:
+        """Ask the window again soon. Any thread may call it."""
+        if self._loop is not None:
+            self._loop.call_soon(_nothing)
+
+    def settled(self, qos: QoS, *, first: bool) -> None:
+        """Something is to be told to Redis: at the end of the turn, or of the batch handed out."""
+        if self._loop is not None:
+            if first:
+                self._loop.call_soon(qos.flush)
+        elif not self.delivering or monotonic() - qos.pending_since_s > STALE_ACK_S:
+            qos.flush()
+
+    def delivered(self, qos: QoS) -> None:
+        """A batch has been handed out."""
+        if self._loop is None:
+            qos.flush()
+
+    def call_later(self, delay_s: float, callback: Callable[[], Any]) -> None:
+        """Call from the event loop; without one nothing is done: `Poller.get` looks by itself."""
+        if self._loop is not None:
+            self._loop.call_later(delay_s, callback)
+
+    def close_connection(self, connection: Any) -> None:
+        """Close all channels and leave the event loop."""
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        super().close_connection(connection)
+        if self._loop is not None:
+            self._loop.on_tick -= self._on_tick
+
+
+class SentinelTransport(Transport, stock.SentinelTransport):
+    """The transport for servers found through Redis Sentinel."""
+
+    Channel = SentinelChannel
+
+
+def _nothing() -> None:
+    """Give the event loop a turn."""

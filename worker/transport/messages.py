@@ -1,0 +1,141 @@
+"""What a message is here, and what the scripts' replies say. Pure: nothing is sent anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from kombu.transport import virtual
+from kombu.utils.json import loads as kombu_loads
+
+__all__ = [
+    "Delivery",
+    "Fetched",
+    "Held",
+    "Message",
+    "Room",
+    "Window",
+    "load",
+    "parse_fetch",
+    "put_back",
+]
+
+MAX_FETCH_BYTES = 4 * 1024 * 1024
+
+
+class Room(NamedTuple):
+    """What a worker can take now."""
+
+    messages: int
+    bytes: int = MAX_FETCH_BYTES
+    """Bytes of messages after which a fetch stops; the message that passes the mark still comes."""
+
+    @property
+    def open(self) -> bool:
+        """Whether at least one message may come."""
+        return self.messages > 0 and self.bytes > 0
+
+
+Window: TypeAlias = Callable[[], Room]
+
+
+class Message(virtual.Message):
+    """A kombu message that knows how it came here."""
+
+    deliveries = 1
+    """How often it was handed to a worker, this time included."""
+    source: str | None = None
+    """The Redis list it was popped from; None if the stock transport fetched it."""
+    leased_at: str = ""
+    """Its score in ``unacked_index`` as we last set it."""
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it was delivered before, so that Redis may hold a count for it."""
+        return self.deliveries > 1 or bool(self.headers.get("redelivered"))
+
+
+@dataclass
+class Held:
+    """What a channel held when it was detached."""
+
+    messages: OrderedDict[str, Message] = field(default_factory=OrderedDict)
+    """Delivered and not acknowledged, by delivery tag, in the order of delivery."""
+    settled: dict[str, bool] = field(default_factory=dict)
+    """Acknowledged, but Redis doesn't know yet; True where it holds a delivery count as well."""
+    requeued: dict[str, Message] = field(default_factory=dict)
+    """To go to the tail of their queues, but Redis doesn't know yet."""
+    receipts: list[str] = field(default_factory=list)
+    """Keys that tell what fetches popped whose replies were never read."""
+
+    def absorb(self, later: Held) -> None:
+        """Add what a later channel held."""
+        self.messages.update(later.messages)
+        self.settled.update(later.settled)
+        self.requeued.update(later.requeued)
+        self.receipts.extend(later.receipts)
+
+
+class Delivery(NamedTuple):
+    """One message as fetch.lua returns it."""
+
+    tag: str
+    raw: bytes
+    source: str
+    """The list it was popped from."""
+    deliveries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The reply of fetch.lua."""
+
+    leased_at: str
+    deliveries: list[Delivery]
+    buried: int
+    """Unreadable messages that went to the dead-letter list instead."""
+
+
+def parse_fetch(reply: Sequence[bytes], lists: Sequence[str]) -> Fetched:
+    """Read the reply of fetch.lua, called with these lists."""
+    leased_at, facts, *raws = reply
+    told: dict[str, Any] = json.loads(facts)
+    if not raws:
+        return Fetched(leased_at.decode(), [], told.get("buried", 0))
+    again: dict[str, int] = told["again"]
+    sources = [
+        source for source, count in zip(lists, told["popped"], strict=True) for _ in range(count)
+    ]
+    deliveries = [
+        Delivery(tag, raw, source, again.get(tag, 1))
+        for tag, raw, source in zip(told["tags"], raws, sources, strict=True)
+    ]
+    return Fetched(leased_at.decode(), deliveries, told["buried"])
+
+
+def load(raw: bytes) -> Any:
+    """Decode a message as kombu does; its slow hook runs only where a value asks for it."""
+    return kombu_loads(raw) if b"__type__" in raw else json.loads(raw)
+
+
+def put_back(record: bytes) -> tuple[str, Any, Any, Any]:
+    """Read a record of ``unacked``: the message marked as redelivered, and where it belongs.
+
+    Returns:
+        The message as JSON, its exchange, its routing key, and the priority its producer gave it.
+    """
+    payload, exchange, routing_key = json.loads(record)
+    priority = None
+    if isinstance(payload, dict):
+        headers, properties = payload.get("headers"), payload.get("properties")
+        if isinstance(headers, dict):
+            headers["redelivered"] = True
+        if isinstance(properties, dict):
+            priority = properties.get("priority")
+            info = properties.get("delivery_info")
+            if isinstance(info, dict):
+                info["redelivered"] = True
+    return json.dumps(payload), exchange, routing_key, priority

@@ -1,0 +1,358 @@
+"""What a channel holds: delivered messages, their leases, and acknowledgements still to be sent.
+
+An acknowledgement is by delivery tag and tied to no connection. So those that couldn't be sent
+wait for the next connection, and what a dying channel holds can be adopted by the next one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from time import monotonic, time
+from typing import Any, cast
+
+from kombu.log import get_logger
+from kombu.transport import redis as stock
+from kombu.transport import virtual
+from redis.exceptions import LockError, ResponseError
+
+from worker.transport.keys import DELIVERIES_TTL_S
+from worker.transport.messages import Held, Message, put_back
+
+__all__ = ["QoS"]
+
+logger = get_logger(__name__)
+
+ACK_CHUNK = 1_000
+RESTORE_CHUNK = 100
+SWEEP_ROUNDS = 50
+"""Chunks one sweep restores at most; the next sweep goes on."""
+
+
+class QoS(stock.QoS):
+    """kombu's bookkeeping of delivered messages, with everything sent to Redis collected."""
+
+    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+        super().__init__(channel, prefetch_count)
+        self._pending = Held()
+        self._lock = threading.Lock()  # Celery's shutdown acknowledges from a second thread
+        self._detached: Held | None = None
+        self.pending_since_s = 0.0
+        """When the oldest pending acknowledgement came, by the monotonic clock."""
+
+    def can_consume(self) -> bool:
+        """Whether prefetch count and window leave room for at least one message."""
+        return bool(super().can_consume()) and self.channel.room().open
+
+    def hold(self, message: Message) -> None:
+        """Keep a message whose delivery the fetch has recorded already."""
+        virtual.QoS.append(self, message, message.delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge; Redis learns of it with the turn's others."""
+        self._settle(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Drop a message, or put it to the tail of its queue; Redis learns with the turn's others.
+
+        Going to the tail, as in stock kombu, keeps a message nobody can use from blocking the rest.
+        """
+        self._settle(delivery_tag, requeue=requeue)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def _settle(self, tag: str, *, requeue: bool = False) -> None:
+        detached = self._detached
+        with self._lock:
+            held = self._pending if detached is None else detached
+            messages = self._delivered if detached is None else detached.messages
+            first = not (held.settled or held.requeued)
+            message = messages.get(tag)
+            if requeue and message is not None:
+                held.requeued[tag] = message
+            else:
+                held.settled[tag] = message is None or message.redelivered
+            if detached is not None:
+                detached.messages.pop(tag, None)
+            elif first:
+                self.pending_since_s = monotonic()
+        if detached is None and self.channel.connection is not None:
+            self.channel.connection.settled(self, first=first)
+
+    @property
+    def pending(self) -> bool:
+        """Whether Redis has yet to learn of something."""
+        return bool(self._pending.settled or self._pending.requeued)
+
+    def flush(self) -> None:
+        """Send what was collected. If that fails it stays collected.
+
+        Raises:
+            redis.exceptions.ConnectionError: the server couldn't be reached, twice in a row.
+        """
+        with self._lock:
+            sending, self._pending = self._pending, Held()
+        try:
+            spent = self.channel.fetcher.spent_receipt() if sending.settled else None
+            self._send_settled(sending.settled, spent)
+            self._put_back(sending.requeued.items(), to_head=False, uncount=False)
+        except BaseException:
+            with self._lock:
+                sending.absorb(self._pending)
+                self._pending = sending
+            raise
+
+    def _send_settled(self, settled: dict[str, bool], spent: str | None = None) -> None:
+        keys = self.channel.keys
+        garbage = [spent] if spent else []
+        for tags in _chunks(settled, ACK_CHUNK):
+            garbage += [keys.deliveries + tag for tag in tags if settled[tag]]
+            # The record goes first: the sweep cleans up an index entry without one.
+            commands: list[tuple[Any, ...]] = [
+                ("HDEL", keys.unacked, *tags),
+                ("ZREM", keys.index, *tags),
+            ]
+            if garbage:
+                commands.append(("DEL", *garbage))
+            self.channel.pipeline(commands)
+            garbage = []
+
+    def take_held(self) -> Held:
+        """Detach everything, so that closing the channel restores nothing.
+
+        Until `adopt` installs them elsewhere, acknowledgements of these messages are collected in
+        the returned object.
+        """
+        self._flush()  # only kombu's own: forget the acknowledged ones
+        receipt = self.channel.surrender()
+        with self._lock:
+            held, self._pending = self._pending, Held()
+            held.messages.update(self._delivered)
+            held.receipts += [receipt] if receipt else []
+            self._delivered.clear()
+            self._detached = held
+        return held
+
+    def adopt(self, held: Held, mine: Collection[str] | None = None) -> set[str]:
+        """Install on this channel what another one held.
+
+        Args:
+            held: from that channel's `take_held`.
+            mine: tags to keep, None for all; the others go back to the head of their queues.
+
+        Returns:
+            Tags whose messages another worker has fetched meanwhile, since their lease had run out.
+
+        Raises:
+            redis.exceptions.ConnectionError: the server is away again; nothing has changed here.
+        """
+        kept = {tag: m for tag, m in held.messages.items() if mine is None or tag in mine}
+        others = [(tag, m) for tag, m in held.messages.items() if tag not in kept]
+        known = held.messages.keys() | held.settled.keys() | held.requeued.keys()
+        unread = [(tag, None) for tag in self._unread(held.receipts) if tag not in known]
+        self._send_settled(held.settled)
+        self._put_back(held.requeued.items(), to_head=False, uncount=False)
+        self._put_back([*others, *unread], to_head=True, uncount=True)
+        tags = list(kept)
+        scores = self.channel.pipeline([("ZSCORE", self.channel.keys.index, tag) for tag in tags])
+        taken = {
+            tag
+            for tag, score in zip(tags, scores, strict=True)
+            # No score at all is no proof that another has it: a server may have lost its data.
+            if score is not None and kept[tag].leased_at and score != float(kept[tag].leased_at)
+        }
+        for tag, message in kept.items():
+            if tag not in taken:
+                message.channel = self.channel
+                self._delivered[tag] = message
+        held.settled.clear()
+        held.requeued.clear()
+        held.receipts.clear()
+        held.messages.clear()
+        self.renew()
+        return taken
+
+    def renew(self) -> None:
+        """Begin the lease of everything held anew."""
+        held = {tag: m for tag, m in list(self._delivered.items()) if tag not in self._dirty}
+        index = self.channel.keys.index
+        for tags in _chunks(held, ACK_CHUNK):
+            if self.channel.stock_only:
+                score = f"{time():.6f}"
+                self.channel.pipeline([("ZADD", index, "XX", score, tag) for tag in tags])
+            else:
+                score = self.channel.run("renew", [index], tags).decode()
+            for tag in tags:
+                held[tag].leased_at = score
+
+    def restore_unacked(self, client: Any = None) -> None:  # noqa: ARG002 - kombu's signature
+        """Put all that is held back to the head of its queues, in its original order."""
+        self._put_back(list(self._delivered.items()), to_head=True, uncount=True)
+        self._delivered.clear()
+
+    def give_back(self, messages: Iterable[Message]) -> None:
+        """Put delivered messages nobody consumes any more back to the head of their queues."""
+        items = [(message.delivery_tag, message) for message in messages]
+        self._put_back(items, to_head=True, uncount=True)
+        for tag, _ in items:
+            virtual.QoS.ack(self, tag)
+
+    def restore_unread(self, receipt: str) -> None:
+        """Put back what a fetch popped for us whose reply we shall not see."""
+        tags = [tag for tag in self._unread([receipt]) if tag not in self._delivered]
+        self._put_back([(tag, None) for tag in tags], to_head=True, uncount=True)
+
+    def _unread(self, receipts: Iterable[str]) -> list[str]:
+        lease_s = max(1, round(self.visibility_timeout))
+        return [
+            tag.decode()
+            for receipt in receipts
+            for tag in self.channel.run("fence", [receipt], [lease_s])
+        ]
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Send what is pending and restore the rest, when the channel closes or the process ends.
+
+        A server that is away costs a log line, not the closing: the lease brings the messages back.
+        """
+        if self._detached is not None:
+            self._on_collect.cancel()
+            return
+        held = len(self._delivered)
+        try:
+            self.flush()
+            if receipt := self.channel.surrender():
+                self.restore_unread(receipt)
+            super().restore_unacked_once(stderr)
+        except self.channel.connection_errors as exc:
+            if held:
+                logger.warning(
+                    "Redis is away (%s) while a channel with %d messages closes; they are "
+                    "delivered again within %g s.", exc, held, self.visibility_timeout,
+                )  # fmt: skip
+            self._delivered.clear()
+            self._pending = Held()
+
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: ARG002
+        """Put one message back to its queue, as kombu's callers of this method expect."""
+        message = cast("Message | None", self._delivered.get(tag))
+        self._put_back([(tag, message)], to_head=not leftmost, uncount=False)
+
+    def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 10) -> None:  # noqa: ARG002
+        """Put messages of dead workers back: those whose lease ran out, by the server's clock.
+
+        Stock workers judge by their own clocks what stock and Golem workers hold, and take turns
+        with us through the same mutex.
+        """
+        if self.channel.stock_only:
+            super().restore_visible(num=num, interval=interval)
+            return
+        self._vrestore_count += 1
+        if (self._vrestore_count - 1) % (interval or 1):
+            return
+        self.renew()  # before anybody, this very sweep included, takes what we hold for abandoned
+        try:
+            with self._sweeping() as alone:
+                rounds = SWEEP_ROUNDS if alone else 0
+                while rounds and self._sweep(num or RESTORE_CHUNK):
+                    rounds -= 1
+        except ResponseError as exc:
+            # Such as no memory left for the mutex. The next sweep may do better; work goes on.
+            logger.warning("Messages of dead workers can't be restored now: %s", exc)
+
+    def _sweep(self, limit: int) -> bool:
+        """Restore one chunk; whether more may be due."""
+        keys = self.channel.keys
+        highest, *pairs = self.channel.run(
+            "expired", [keys.unacked, keys.index], [self.visibility_timeout, limit]
+        )
+        records = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        restored = self._restore_records(
+            [(tag.decode(), record, None) for tag, record in records.items()],
+            to_head=True,
+            highest=highest,
+        )
+        if restored:
+            logger.info("Put %d messages back whose worker is gone", restored)
+        return restored == limit
+
+    @contextmanager
+    def _sweeping(self) -> Iterator[bool]:
+        lock = self.channel.plain.lock(self.channel.keys.mutex, timeout=self.unacked_mutex_expire)
+        if not lock.acquire(blocking=False):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            try:
+                lock.release()
+            except LockError:
+                logger.debug("The sweep took longer than the mutex lasts")
+
+    def _put_back(
+        self, items: Iterable[tuple[str, Message | None]], *, to_head: bool, uncount: bool
+    ) -> None:
+        """Restore messages by tag, given in the order of their delivery."""
+        items = list(items)
+        if to_head:
+            items.reverse()  # the one delivered first must be pushed last, to be popped first
+        if self.channel.stock_only:
+            for tag, _ in items:
+                super().restore_by_tag(tag, leftmost=not to_head)
+            return
+        for start in range(0, len(items), RESTORE_CHUNK):
+            chunk = items[start : start + RESTORE_CHUNK]
+            [records] = self.channel.pipeline(
+                [("HMGET", self.channel.keys.unacked, *(tag for tag, _ in chunk))]
+            )
+            self._restore_records(
+                [
+                    (tag, record, message.source if message else None)
+                    for (tag, message), record in zip(chunk, records, strict=True)
+                    if record is not None
+                ],
+                to_head=to_head,
+                uncount=uncount,
+            )
+
+    def _restore_records(
+        self,
+        records: Sequence[tuple[str, bytes, str | None]],
+        *,
+        to_head: bool,
+        uncount: bool = False,
+        highest: bytes | str = "",
+    ) -> int:
+        """Run restore.lua for records of (tag, entry of ``unacked``, list or None)."""
+        if not records:
+            return 0
+        keys = self.channel.keys
+        where, undo = "head" if to_head else "tail", "uncount" if uncount else ""
+        arguments: list[Any] = [where, highest, undo, keys.deliveries, DELIVERIES_TTL_S]
+        lists: dict[str, int] = {}
+        for tag, record, source in records:
+            raw, targets = self._destination(record, source)
+            positions = [str(lists.setdefault(target, len(lists) + 1)) for target in targets]
+            arguments += [tag, " ".join(positions), raw]
+        return int(self.channel.run("restore", [keys.unacked, keys.index, *lists], arguments))
+
+    def _destination(self, record: bytes, source: str | None) -> tuple[str | bytes, list[str]]:
+        """The message to push, and onto which lists."""
+        try:
+            raw, exchange, routing_key, priority = put_back(record)
+        except (ValueError, RecursionError):  # cjson took it, Python doesn't
+            return record, [self.channel.keys.dead]
+        if source is not None:
+            return raw, [source]
+        return raw, self.channel.lists_for(exchange, routing_key, priority) or [
+            self.channel.keys.dead
+        ]
+
+
+def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
