@@ -145,23 +145,24 @@ class Runner:
     def _settle(self, job: Job, start_s: float) -> Settled:
         self._clock.begin(start_s)
         try:
-            settled: Settled = trace.fast_trace_task(
-                job.task, job.id, job.request, job.body, None, None
-            )
+            settled = _trace(job)
         except Exception as exc:
             # MemoryError and a hook's Reject leave Celery's tracer; in the parent the one would
             # end the worker, and either would take the rest of the batch with it.
             logger.exception("Job %s couldn't be settled", job.id)
-            error = InferenceError.at("decode", exc)
-            return self._fail(job, error)
+            self._outcomes[job.id] = _Raised(InferenceError.at("decode", exc))
+            return _trace(job)
         return settled if _picklable(settled) else (settled[0], saferepr(settled[1]), settled[2])
 
-    def _fail(self, job: Job, error: InferenceError) -> Settled:
-        self._outcomes[job.id] = _Raised(error)
-        settled: Settled = trace.fast_trace_task(
-            job.task, job.id, job.request, job.body, None, None
-        )
-        return settled
+
+def _trace(job: Job) -> Settled:
+    args, kwargs, embed = job.body
+    # The body is a bound method: a producer's argument of this name would collide with its own.
+    kwargs = {name: value for name, value in kwargs.items() if name != "self"}
+    settled: Settled = trace.fast_trace_task(
+        job.task, job.id, job.request, (args, kwargs, embed), None, None
+    )
+    return settled
 
 
 def _already(meta: dict[str, Any] | None) -> _Outcome | None:

@@ -3,8 +3,10 @@
 import base64
 import json
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import redis
 from celery import Celery
 from celery.result import AsyncResult
@@ -12,9 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from golem_tasks import InvalidJob, Prediction, Predictions
-from tests.support.workers import WorkerProcess
-
-GOOD = ["I love this", {"label", "score"}]
+from golem_tasks.embedded import EmbeddedServer
+from tests.support.fake_workers import FakeWorker, check, producer_for, send
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
@@ -30,6 +31,19 @@ options = st.dictionaries(
 )
 tasks = st.sampled_from(["golem.classify", "golem.classify_many"])
 calls = st.tuples(tasks, st.lists(values, max_size=3), options)
+
+
+@pytest.fixture(scope="module")
+def producer(live_server: EmbeddedServer) -> Celery:
+    """A stock producer."""
+    return producer_for(live_server)
+
+
+@pytest.fixture(scope="module")
+def broker(live_server: EmbeddedServer) -> Iterator[redis.Redis]:
+    """A plain client, for messages no producer would write."""
+    with live_server.client() as client:
+        yield client
 
 
 def envelope(body: bytes, headers: dict[str, Any], task_id: str) -> str:
@@ -66,26 +80,21 @@ def judge(task: str, result: AsyncResult) -> None:
         Predictions.model_validate(value)
 
 
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(calls, min_size=1, max_size=12))
 def test_every_hostile_call_gets_a_clear_answer_and_its_neighbours_theirs(
-    producer: Celery, worker: WorkerProcess, hostile: list[tuple[str, list[Any], dict[str, Any]]]
+    producer: Celery, worker: FakeWorker, hostile: list[tuple[str, list[Any], dict[str, Any]]]
 ) -> None:
     """Whatever JSON a producer sends as arguments: InvalidJob with field and reason, or right."""
-    before = producer.send_task("golem.classify", ["I love this"], queue="golem")
+    before = send(producer, "before")
     sent = [
         (task, producer.send_task(task, args, kwargs, queue="golem"))
         for task, args, kwargs in hostile
     ]
-    after = producer.send_task("golem.classify", ["I hate this"], queue="golem")
+    after = send(producer, "after")
     for task, result in sent:
         judge(task, result)
-    assert before.get(timeout=60)["label"] == "POSITIVE"
-    assert after.get(timeout=60)["label"] == "NEGATIVE"
+    check([before, after], ["before", "after"])
     assert worker.alive
 
 
@@ -103,15 +112,11 @@ headers = st.dictionaries(
 )
 
 
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(bodies, headers), min_size=1, max_size=8))
 def test_a_broken_message_fails_alone_and_the_worker_lives(
     producer: Celery,
-    worker: WorkerProcess,
+    worker: FakeWorker,
     broker: redis.Redis,
     broken: list[tuple[bytes, dict[str, Any]]],
 ) -> None:
@@ -119,8 +124,7 @@ def test_a_broken_message_fails_alone_and_the_worker_lives(
     ids = [str(uuid.uuid4()) for _ in broken]
     for task_id, (body, extra) in zip(ids, broken, strict=True):
         broker.lpush("golem", envelope(body, extra, task_id))
-    good = producer.send_task("golem.classify", ["I love this"], queue="golem")
-    assert good.get(timeout=60)["label"] == "POSITIVE"
+    check([send(producer, "good")], ["good"])
     for task_id in ids:
         result = AsyncResult(task_id, app=producer)
         value = result.get(timeout=60, propagate=False)

@@ -7,8 +7,7 @@ wait for the next connection, and what a dying channel holds can be adopted by t
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from time import monotonic, time
 from typing import Any, cast
@@ -16,19 +15,16 @@ from typing import Any, cast
 from kombu.log import get_logger
 from kombu.transport import redis as stock
 from kombu.transport import virtual
-from redis.exceptions import LockError, ResponseError
+from redis.exceptions import ResponseError
 
-from worker.transport.keys import DELIVERIES_TTL_S
-from worker.transport.messages import Held, Message, put_back
+from worker.transport.messages import Held, Message
+from worker.transport.restoring import Restorer
 
 __all__ = ["QoS"]
 
 logger = get_logger(__name__)
 
 ACK_CHUNK = 1_000
-RESTORE_CHUNK = 100
-SWEEP_ROUNDS = 50
-"""Chunks one sweep restores at most; the next sweep goes on."""
 
 
 class QoS(stock.QoS):
@@ -39,6 +35,8 @@ class QoS(stock.QoS):
         self._pending = Held()
         self._lock = threading.Lock()  # Celery's shutdown acknowledges from a second thread
         self._detached: Held | None = None
+        self._restorer = Restorer(channel)
+        self._complaint = ""
         self.pending_since_s = 0.0
         """When the oldest pending acknowledgement came, by the monotonic clock."""
 
@@ -246,51 +244,19 @@ class QoS(stock.QoS):
         Stock workers judge by their own clocks what stock and Golem workers hold, and take turns
         with us through the same mutex.
         """
-        if self.channel.stock_only:
-            super().restore_visible(num=num, interval=interval)
-            return
-        self._vrestore_count += 1
-        if (self._vrestore_count - 1) % (interval or 1):
-            return
-        self.renew()  # before anybody, this very sweep included, takes what we hold for abandoned
         try:
-            with self._sweeping() as alone:
-                rounds = SWEEP_ROUNDS if alone else 0
-                while rounds and self._sweep(num or RESTORE_CHUNK):
-                    rounds -= 1
+            if self.channel.stock_only:
+                super().restore_visible(num=num, interval=interval)
+            elif not self._vrestore_count % (interval or 1):
+                # First renew, before this very sweep takes what we hold for abandoned.
+                self.renew()
+                self._restorer.sweep(num)
+            self._vrestore_count += not self.channel.stock_only  # stock counts for itself
         except ResponseError as exc:
             # Such as no memory left for the mutex. The next sweep may do better; work goes on.
-            logger.warning("Messages of dead workers can't be restored now: %s", exc)
-
-    def _sweep(self, limit: int) -> bool:
-        """Restore one chunk; whether more may be due."""
-        keys = self.channel.keys
-        highest, *pairs = self.channel.run(
-            "expired", [keys.unacked, keys.index], [self.visibility_timeout, limit]
-        )
-        records = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        restored = self._restore_records(
-            [(tag.decode(), record, None) for tag, record in records.items()],
-            to_head=True,
-            highest=highest,
-        )
-        if restored:
-            logger.info("Put %d messages back whose worker is gone", restored)
-        return restored == limit
-
-    @contextmanager
-    def _sweeping(self) -> Iterator[bool]:
-        lock = self.channel.plain.lock(self.channel.keys.mutex, timeout=self.unacked_mutex_expire)
-        if not lock.acquire(blocking=False):
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            try:
-                lock.release()
-            except LockError:
-                logger.debug("The sweep took longer than the mutex lasts")
+            if str(exc) != self._complaint:
+                self._complaint = str(exc)
+                logger.warning("Messages of dead workers can't be restored now: %s", exc)
 
     def _put_back(
         self, items: Iterable[tuple[str, Message | None]], *, to_head: bool, uncount: bool
@@ -302,54 +268,8 @@ class QoS(stock.QoS):
         if self.channel.stock_only:
             for tag, _ in items:
                 super().restore_by_tag(tag, leftmost=not to_head)
-            return
-        for start in range(0, len(items), RESTORE_CHUNK):
-            chunk = items[start : start + RESTORE_CHUNK]
-            [records] = self.channel.pipeline(
-                [("HMGET", self.channel.keys.unacked, *(tag for tag, _ in chunk))]
-            )
-            self._restore_records(
-                [
-                    (tag, record, message.source if message else None)
-                    for (tag, message), record in zip(chunk, records, strict=True)
-                    if record is not None
-                ],
-                to_head=to_head,
-                uncount=uncount,
-            )
-
-    def _restore_records(
-        self,
-        records: Sequence[tuple[str, bytes, str | None]],
-        *,
-        to_head: bool,
-        uncount: bool = False,
-        highest: bytes | str = "",
-    ) -> int:
-        """Run restore.lua for records of (tag, entry of ``unacked``, list or None)."""
-        if not records:
-            return 0
-        keys = self.channel.keys
-        where, undo = "head" if to_head else "tail", "uncount" if uncount else ""
-        arguments: list[Any] = [where, highest, undo, keys.deliveries, DELIVERIES_TTL_S]
-        lists: dict[str, int] = {}
-        for tag, record, source in records:
-            raw, targets = self._destination(record, source)
-            positions = [str(lists.setdefault(target, len(lists) + 1)) for target in targets]
-            arguments += [tag, " ".join(positions), raw]
-        return int(self.channel.run("restore", [keys.unacked, keys.index, *lists], arguments))
-
-    def _destination(self, record: bytes, source: str | None) -> tuple[str | bytes, list[str]]:
-        """The message to push, and onto which lists."""
-        try:
-            raw, exchange, routing_key, priority = put_back(record)
-        except (ValueError, RecursionError):  # cjson took it, Python doesn't
-            return record, [self.channel.keys.dead]
-        if source is not None:
-            return raw, [source]
-        return raw, self.channel.lists_for(exchange, routing_key, priority) or [
-            self.channel.keys.dead
-        ]
+        else:
+            self._restorer.put_back(items, to_head=to_head, uncount=uncount)
 
 
 def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
