@@ -76,6 +76,7 @@ def _broker(settings: WorkerSettings) -> dict[str, Any]:
         "retry_on_timeout": False,
         "max_connections": 20,
         "global_keyprefix": settings.global_keyprefix,
+        "master_name": settings.sentinel_master,
         # The interactive queue before bulk, instead of one message from each in turn.
         "queue_order_strategy": "priority",
     }
@@ -101,7 +102,10 @@ def _results(settings: WorkerSettings) -> dict[str, Any]:
         "result_backend_always_retry": True,  # else a blip turns a finished job into a FAILURE
         "result_backend_max_retries": float("inf"),
         "result_backend_max_sleep_between_retries_ms": 2_000,
-        "result_backend_transport_options": {"global_keyprefix": settings.global_keyprefix},
+        "result_backend_transport_options": {
+            "global_keyprefix": settings.global_keyprefix,
+            "master_name": settings.sentinel_master,
+        },
         "task_ignore_result": False,
         "task_store_errors_even_if_ignored": True,  # an error nobody can see is the worst kind
         "redis_socket_timeout": settings.socket_timeout_s,

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,6 +139,12 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
         """Look once a second whether a replacement child failed to load."""
         hub.call_repeatedly(1.0, self._watch)
 
+    def close(self, worker: Any) -> None:
+        """A shutdown begins: batches in flight may take `grace_s` seconds to finish."""
+        grace = threading.Timer(self._settings.grace_s, _give_up_batches, [worker.pool])
+        grace.daemon = True  # a worker that leaves sooner doesn't wait for it
+        grace.start()
+
     def stop(self, worker: Any) -> None:  # noqa: ARG002 - Celery's signature
         """Remove the folder."""
         if self._folder is not None:
@@ -164,6 +172,17 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
     def _give_up(self, message: str) -> None:
         logger.critical("The worker can't start. %s", message)
         raise WorkerShutdown(EX_CONFIG)
+
+
+def _give_up_batches(pool: Any) -> None:
+    """End the processes that still compute; their jobs are unacknowledged and run elsewhere."""
+    running = [process for process in pool._pool._pool if process.exitcode is None]
+    if running:
+        logger.warning(
+            "Batches still run after GOLEM_GRACE_S; they are given up, their jobs run elsewhere."
+        )
+    for process in running:
+        os.kill(process.pid, signal.SIGKILL)
 
 
 def _exit(code: int) -> str:

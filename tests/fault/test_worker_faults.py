@@ -183,3 +183,19 @@ def test_8_the_worker_killed_under_load(tmp_path: Path, alone: EmbeddedServer, a
     with FakeWorker(tmp_path, alone, name="w2", **settings):
         check(results, texts)
     assert nothing_held(alone)
+
+
+def test_9_sigterm_while_a_batch_hangs(tmp_path: Path, alone: EmbeddedServer, app: Celery) -> None:
+    """When the grace is over the batch is given up: exit 0, and its jobs wait in the queue."""
+    texts = numbered(5)
+    results = send_all(app, ["hang", *texts])
+    first = FakeWorker(tmp_path, alone, GOLEM_GRACE_S="2").start()
+    wait_until(lambda: jobs_of(app, "active"), "the batch to run")
+    assert first.stop() == 0
+    with alone.client() as client:
+        assert client.llen("golem") == 6
+        assert not client.exists("unacked", "unacked_index")
+        client.rpop("golem")  # the hanging job, which was first and is first again
+    with FakeWorker(tmp_path, alone, name="w2"):
+        check(results[1:], texts)
+    assert nothing_held(alone)

@@ -200,6 +200,17 @@ async def test_a_wait_that_times_out_names_id_state_and_queue_length(golem: Asyn
         await anext(golem.as_completed(jobs, timeout=0.05))
 
 
+async def test_no_time_at_all_still_finds_what_is_stored(
+    golem: AsyncGolem, answers: Answers
+) -> None:
+    """A time-out of 0 asks once."""
+    job = await golem.submit("a")
+    with pytest.raises(ResultTimeout):
+        await job.result(timeout=0)
+    answers.store(job.id, prediction("a"))
+    assert (await job.result(timeout=0)).label == "a"
+
+
 async def test_a_cancelled_job_is_revoked(server: EmbeddedServer, golem: AsyncGolem) -> None:
     """Who waits learns of it at once; one that has ended can't be cancelled."""
     done, job = await golem.submit_many(["a", "b"])

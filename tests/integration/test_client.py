@@ -11,6 +11,7 @@ import celery
 import pytest
 from celery import states
 from celery.exceptions import TaskRevokedError
+from celery.signals import before_task_publish
 
 from golem_tasks import (
     BrokerUnavailable,
@@ -296,6 +297,37 @@ def test_a_result_nobody_can_read_fails_its_job_alone(
     assert good.result().label == "b"
     with pytest.raises(JobError, match="can't be read"):
         bad.result()
+
+
+def test_no_time_at_all_still_finds_what_is_stored(golem: Golem, answers: Answers) -> None:
+    """A time-out of 0 asks once."""
+    job = golem.submit("a")
+    with pytest.raises(ResultTimeout):
+        job.result(timeout=0)
+    answers.store(job.id, prediction("a"))
+    assert job.result(timeout=0).label == "a"
+
+
+def test_what_json_can_not_carry_is_an_invalid_job(golem: Golem) -> None:
+    """Refused here, whatever the encoder says about it."""
+    with pytest.raises(InvalidJob, match="can't be encoded as JSON"):
+        golem.submit_batch(["fine", object()])  # type: ignore[list-item]
+    assert golem.queue_length() == 0
+
+
+def test_celerys_publish_signals_are_sent(server: EmbeddedServer, golem: Golem) -> None:
+    """What traces or tags an application's messages sees ours too."""
+
+    def tag(headers: dict[str, Any], **_: Any) -> None:
+        headers["traced"] = "yes"
+
+    before_task_publish.connect(tag, sender="golem.classify")
+    try:
+        golem.submit("a")
+    finally:
+        before_task_publish.disconnect(tag, sender="golem.classify")
+    with server.client() as client:
+        assert messages(client)[0]["headers"]["traced"] == "yes"
 
 
 def test_states_before_the_end_are_told_and_waited_through(golem: Golem, answers: Answers) -> None:

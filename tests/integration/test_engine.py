@@ -38,13 +38,17 @@ HEADS: dict[str, tuple[tuple[str, ...], str | None]] = {
 
 
 def engine(folder: Path | str, **given: Any) -> TorchEngine:
-    """The engine of a folder, in float32 on the CPU unless told otherwise."""
-    given = {"device": "cpu", "dtype": "float32", **given}
+    """The engine of a folder, in float32 on the CPU unless told otherwise.
+
+    One thread, since two that wait for each other are slow on a machine that tests keep busy.
+    """
+    given = {"device": "cpu", "dtype": "float32", "threads": 1, **given}
     return load(load_settings(WorkerSettings, model=str(folder), **given), 0)
 
 
 def reference(folder: Path | str) -> Pipeline:
     """The pipeline of the same folder in float32."""
+    torch.set_num_threads(1)
     return pipeline("text-classification", model=str(folder), dtype=torch.float32, device="cpu")
 
 
@@ -445,7 +449,7 @@ class TestResources:
         """Two processes of one machine don't fight for its cores."""
         before = torch.get_num_threads()
         try:
-            engine(small(), processes=2)
+            engine(small(), processes=2, threads=None)
             assert torch.get_num_threads() == max(1, available_cores() // 2)
             engine(small(), threads=1)
             assert torch.get_num_threads() == 1

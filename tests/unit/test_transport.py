@@ -184,7 +184,7 @@ def test_other_schemes_stay_kombus() -> None:
 
 
 def test_a_failover_to_the_next_url_keeps_our_transport() -> None:
-    """kombu takes the transport from the new URL's scheme; it is ours again."""
+    """Kombu takes the transport from the new URL's scheme; it is ours again."""
     connection = Connection("redis://one;redis://two")
     connection.maybe_switch_next()
     assert connection.hostname == "two"
