@@ -39,6 +39,11 @@ class Asker:
         """Store REVOKED, and publish it, unless the job has ended; whether it is revoked now."""
         return bool(self._ask(self._wire.backend, self._revoke, job_id))
 
+    def forget(self, job_ids: Sequence[str]) -> int:
+        """Delete what is stored of these jobs; how many had something."""
+        keys = [self._wire.result_key(job_id) for job_id in job_ids]
+        return int(self._ask(self._wire.backend, self._backend.delete, *keys)) if keys else 0
+
     def queue_length(self, queues: Sequence[str]) -> int:
         """Jobs that wait in these queues, on all their priority lists."""
         return int(self._ask(self._wire.broker, self._lengths, queues))
@@ -95,6 +100,11 @@ class AsyncAsker:
     async def revoke(self, job_id: str) -> bool:
         """Store REVOKED, and publish it, unless the job has ended; whether it is revoked now."""
         return bool(await self._ask(self._wire.backend, self._revoke, job_id))
+
+    async def forget(self, job_ids: Sequence[str]) -> int:
+        """Delete what is stored of these jobs; how many had something."""
+        keys = [self._wire.result_key(job_id) for job_id in job_ids]
+        return int(await self._ask(self._wire.backend, self._backend.delete, *keys)) if keys else 0
 
     async def queue_length(self, queues: Sequence[str]) -> int:
         """Jobs that wait in these queues, on all their priority lists."""

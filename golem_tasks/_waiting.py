@@ -75,6 +75,7 @@ class Waiter:
                 yield from wait.found(self._stored(wait))
                 reached = True
                 if wait.pending:
+                    wait.check_time()
                     with self._subscribed(list(wait.pending)) as connection:
                         yield from self._listen(connection, wait)
             except FAILED as exc:

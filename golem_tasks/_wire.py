@@ -31,7 +31,7 @@ from celery.exceptions import TaskRevokedError
 from celery.utils.nodenames import anon_nodename
 from kombu.connection import Connection
 from kombu.entity import Queue
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 from kombu.messaging import Producer
 from kombu.transport import virtual
 from kombu.utils.json import dumps
@@ -96,7 +96,8 @@ class _Transport(virtual.Transport):
 class Wire:
     """Composes messages and reads results for one pair of broker and result backend.
 
-    Thread-safe: nothing here changes after construction.
+    Thread-safe: nothing here changes after construction. Celery's signals ``before_task_publish``
+    and ``after_task_publish`` are sent as a message is composed, for whatever traces publishes.
     """
 
     def __init__(self, settings: ClientSettings) -> None:
@@ -105,6 +106,9 @@ class Wire:
         self.backend = backend_server(settings)
         self._app = _producer_app(settings)
         self._store = _result_store(self._app, settings)
+        # Made here, before threads share them: Celery makes them when first used.
+        self._create = self._app.amqp.create_task_message
+        self._send = self._app.amqp.send_task_message
         # Kept: a channel lives as long as its connection.
         self._connection = Connection(transport=_Transport)
         self._producer = Producer(self._connection.channel(), auto_declare=False)
@@ -135,7 +139,7 @@ class Wire:
         Raises:
             InvalidJob: it can't be encoded as JSON, or is larger than allowed.
         """
-        message = self._app.amqp.create_task_message(
+        message = self._create(
             job_id,
             task,
             args,
@@ -147,7 +151,7 @@ class Wire:
             origin=anon_nodename(),
         )
         try:
-            composed = self._app.amqp.send_task_message(
+            composed = self._send(
                 self._producer,
                 task,
                 message,
@@ -157,10 +161,7 @@ class Wire:
                 priority=envelope.priority,
                 headers={SENT_AT_HEADER: time.time()},
             )
-        except Exception as exc:
-            # kombu wraps whatever its encoder raises, and a codec raises anything.
-            if type(exc).__name__ not in {"EncodeError", "TypeError"}:
-                raise
+        except EncodeError as exc:
             raise InvalidJob.because("args", f"can't be encoded as JSON ({exc})") from exc
         name, step, payload, body_bytes = composed
         allowed = self.settings.max_message_bytes

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack, cast
@@ -81,7 +82,7 @@ class AsyncJob(Generic[AnswerT_co]):
         """
         if self._meta is None:
             self._meta = await self._golem._wait(self, timeout)  # noqa: SLF001 - a view of its client
-        return cast("AnswerT_co", self._golem._wire.answer(self.id, self._meta))  # noqa: SLF001
+        return cast("AnswerT_co", self._golem._wire.answer(self.id, self._meta))  # noqa: SLF001 - as above
 
     async def cancel(self) -> bool:
         """Cancel it, whether a worker runs or not; see `golem_tasks.client.Golem.cancel`."""
@@ -247,6 +248,13 @@ class AsyncGolem:
             await asyncio.to_thread(self._wire.broadcast_revoke, held)
         return len(held)
 
+    async def forget(self, jobs: Iterable[AsyncJob[Any]]) -> int:
+        """Delete stored answers before they expire; return how many there were.
+
+        See `golem_tasks.client.Golem.forget`.
+        """
+        return await self._loop().asker.forget([job.id for job in jobs])
+
     async def queue_length(self, queue: str | None = None) -> int:
         """Jobs that wait in a queue, or in both lanes, on all its priority lists.
 
@@ -289,9 +297,14 @@ class AsyncGolem:
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:
-            raise await self._timed_out([job], timeout_s) from None
+            pass
         finally:
             listener.leave(job.id, future)
+        # A time too short for a subscription still finds what is stored.
+        with suppress(BrokerUnavailable):
+            if await job.done():
+                return cast("Meta", job._meta)  # noqa: SLF001 - the client and its jobs are one
+        raise await self._timed_out([job], timeout_s)
 
     async def _timed_out(
         self, jobs: Sequence[AsyncJob[Any]], timeout_s: float | None

@@ -83,7 +83,7 @@ class Job(Generic[AnswerT_co]):
             for _ in self._golem.as_completed([self], timeout):
                 pass
         assert self._meta is not None  # noqa: S101 - as_completed has set it, or raised
-        return cast("AnswerT_co", self._golem._wire.answer(self.id, self._meta))  # noqa: SLF001
+        return cast("AnswerT_co", self._golem._wire.answer(self.id, self._meta))  # noqa: SLF001 - as above
 
     def cancel(self) -> bool:
         """Cancel it, whether a worker runs or not; True if it will not be answered.
@@ -255,6 +255,17 @@ class Golem:
         if held:
             self._wire.broadcast_revoke(held)
         return len(held)
+
+    def forget(self, jobs: Iterable[Job[Any]]) -> int:
+        """Delete stored answers before they expire; return how many there were.
+
+        For bulk work, whose answers of an hour would fill Redis. A job that was forgotten counts
+        as one nobody knows; what this `Job` has read already, it keeps.
+
+        Raises:
+            BrokerUnavailable: the result backend can't be reached.
+        """
+        return self._asker.forget([job.id for job in jobs])
 
     def queue_length(self, queue: str | None = None) -> int:
         """Jobs that wait in a queue, or in both lanes, on all its priority lists.

@@ -22,7 +22,7 @@ from golem_tasks.contract import TASKS
 from golem_tasks.errors import GolemError, ModelLoadError
 from worker import runner
 from worker.classifier import Classifier
-from worker.processes import EX_CONFIG, report
+from worker.processes import EX_CONFIG, report, settle_garbage
 from worker.runner import Runner, TracerClock
 from worker.settings import WorkerSettings
 
@@ -53,6 +53,7 @@ def start(app: Celery, hostname: str) -> None:
         f"{info.name} ({info.dtype}) on {info.device}, {len(info.labels)} labels, token budget "
         f"{engine.token_budget}, loaded in {time.monotonic() - begun_s:.1f} s, {peak_mib} MiB."
     )
+    settle_garbage()
     report(index, ready=True, message=message, max_tokens=info.max_tokens)
 
 

@@ -8,6 +8,7 @@ the worker with one sentence instead of a loop of crashing children.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from celery.worker.state import maybe_shutdown
 
 from worker.settings import WorkerSettings
 
-__all__ = ["ModelProcesses", "Report", "count", "report"]
+__all__ = ["ModelProcesses", "Report", "count", "report", "settle_garbage"]
 
 logger = get_logger(__name__)
 
@@ -75,6 +76,17 @@ def _gpus() -> int:
     except (OSError, subprocess.SubprocessError):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def settle_garbage() -> None:
+    """Take what was built at start out of the garbage collector's rounds, and make those rarer.
+
+    A message is a few dozen objects without a cycle; looking through all that lives after every
+    700 of them, Python's default, was a sixth of the parent's work.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def report(index: int, *, ready: bool, message: str, max_tokens: int = 0) -> None:
@@ -134,6 +146,7 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
                 self._give_up(each.message)
             logger.info("Model process %d is ready: %s", each.index, each.message)
         worker.intake.max_tokens = max(each.max_tokens for each in reports)
+        settle_garbage()
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:  # noqa: ARG002 - Celery's
         """Look once a second whether a replacement child failed to load."""

@@ -210,3 +210,12 @@ def test_the_settings_are_logged_with_secrets_masked(tmp_path: Path, alone: Embe
     with FakeWorker(tmp_path, alone, GOLEM_BROKER_URL=secret) as worker:
         assert "GOLEM_BROKER_URL=redis://ops:**@" in worker.text
         assert "hunter2" not in worker.text
+
+
+def test_celerys_own_variables_count_only_where_ours_say_nothing(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """CELERY_BROKER_URL doesn't move a worker whose GOLEM_BROKER_URL names a Redis."""
+    elsewhere = {"CELERY_BROKER_URL": "redis://127.0.0.1:1/0", "CELERY_RESULT_BACKEND": "bogus://"}
+    with FakeWorker(tmp_path, alone, **elsewhere):
+        check([send(app, "here")], ["here"])

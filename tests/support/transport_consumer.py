@@ -13,6 +13,8 @@ import sys
 from collections import deque
 from typing import Any, TextIO
 
+import redis
+
 from tests.support.consuming import Consuming, numbers
 from worker.transport import Held, Room
 
@@ -38,7 +40,7 @@ class Consumer:
         """Consume until SIGTERM, over as many connections as it takes."""
         held: Held | None = None
         while not self._stopping:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, redis.exceptions.ConnectionError):  # away: try again
                 held = self._over_one_connection(held)
 
     def _over_one_connection(self, held: Held | None) -> Held | None:

@@ -171,6 +171,11 @@ class Channel(stock.Channel):
         except CONNECTION_LOST:
             return call()
 
+    def _size(self, queue: str) -> int:
+        # Outside a transaction, unlike kombu's: a full server refuses even reading inside one.
+        prefix, steps = self.global_keyprefix, self.priority_steps
+        return sum(self.pipeline([("LLEN", prefix + self._q_for_pri(queue, s)) for s in steps]))
+
     # Fetching
 
     def _brpop_start(self, timeout: float | None = None) -> None:
