@@ -101,6 +101,14 @@ def test_one_poisonous_text_costs_no_other_its_answer(server: EmbeddedServer, go
     assert labels(outcomes) == [*texts[:17], "PoisonJob", *texts[18:]]
 
 
+def test_answers_that_were_read_do_not_stay_in_redis(server: EmbeddedServer, golem: Golem) -> None:
+    """A night of them would fill it: after a run no result is left, not even a failed one."""
+    with Particular(server):
+        run(golem, ["one", "poison", *["text"] * 100], chunk_texts=8)
+    with server.client() as client:
+        assert list(client.scan_iter("celery-task-meta-*")) == []
+
+
 def test_a_text_that_fits_no_message_fails_alone(server: EmbeddedServer, golem: Golem) -> None:
     """The client refuses it before it is sent; its neighbours are answered."""
     texts = ["one", "é" * 2_000, "two"]

@@ -79,20 +79,22 @@ def test_a_demo_stopped_while_it_starts_leaves_nothing(
 ) -> None:
     """Server, worker, model process and guards are gone when it ends; there is no traceback."""
     mark, log = str(uuid4()), tmp_path / "log"
-    with demo_in_the_background(mark, log) as run:
+    with demo_in_the_background(mark, log, TMPDIR=str(tmp_path)) as run:
         wait_until(
             lambda: len(processes(mark)) >= SERVER_GUARD_WORKER_CHILD, "the demo's processes"
         )
         run.send_signal(number)
         assert run.wait(60) == 128 + number
     assert processes(mark) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
     assert "Traceback" not in log.read_text()
 
 
 def test_a_demo_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     """A kill -9 gives it no chance to clean up; its guards do."""
     mark = str(uuid4())
-    with demo_in_the_background(mark, tmp_path / "log") as run:
+    # It can't remove its folders either: pytest does that.
+    with demo_in_the_background(mark, tmp_path / "log", TMPDIR=str(tmp_path)) as run:
         wait_until(
             lambda: len(processes(mark)) >= SERVER_GUARD_WORKER_CHILD, "the demo's processes"
         )
