@@ -13,7 +13,7 @@ __all__ = ["app"]
 
 
 def _build() -> GolemApp:
-    """Build the app; ``celery -b`` and Celery's own variables count where GOLEM_BROKER_URL is unset.
+    """Build the app; ``celery -b`` and Celery's variables count where GOLEM_BROKER_URL is unset.
 
     Celery lets these two variables override whatever an app is configured with, so they must not
     stay: a worker would consume from another Redis than the one its settings name.

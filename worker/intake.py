@@ -177,7 +177,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         return bool(redelivered) and request.message.delivery_tag in self.tags()
 
     def _dispatch(self, batch: list[Waiting[BatchedRequest]]) -> None:
-        dispatch = Dispatch(batch, self.settlement, self.dispatches.discard)
+        dispatch = Dispatch(batch, self.settlement, self._ended)
         try:
             sent = dispatch.start(self.worker.pool)
         except (pickle.PicklingError, RecursionError, TypeError) as exc:
@@ -192,10 +192,22 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             return
         if sent:
             self.dispatches.add(dispatch)
-            # The pool writes on its own tick, which may have passed in this turn.
-            self.worker.pool._pool.on_poll_start()
+            self._write_now()
         else:
             self.take_back(batch)
+
+    def _ended(self, dispatch: Dispatch) -> None:
+        """A process is idle again: give it the next batch before the last one is settled."""
+        self.dispatches.discard(dispatch)
+        self.pump()
+
+    def _write_now(self) -> None:
+        """Write to idle processes in this very turn, as the pool would at its next poll."""
+        pool = self.worker.pool._pool
+        pool.on_poll_start()
+        idle = pool._all_inqueues - pool._busy_workers - pool._active_writes
+        if idle:
+            self.worker.hub.consolidate_callback(list(idle))
 
     def _wake_later(self, at_s: float, now_s: float) -> None:
         if self._wake_at_s > now_s:

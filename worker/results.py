@@ -2,8 +2,8 @@
 
 Outside of a dispatch it is Celery's own Redis backend. Inside one (`dispatch`), the stored results
 of all its jobs are read by one MGET before the model runs, and what Celery's tracer stores is
-collected and written by one pipeline afterwards. Keys, values, TTLs and the message published for
-each result are Celery's own.
+collected and written by one script call afterwards, which passes over a job that was cancelled
+meanwhile (store.lua). Keys, values, TTLs and the message published for each are Celery's own.
 
 A result that belongs to a chord isn't collected: counting the chord's last part may read the
 results of the others, so it has to be there.
@@ -14,6 +14,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from importlib.resources import files
 from typing import Any
 
 from celery import states
@@ -28,7 +30,7 @@ __all__ = ["BatchedRedisBackend", "BatchedResults", "BatchedSentinelBackend", "b
 logger = get_logger(__name__)
 
 CHUNK_BYTES = 4 * 1024 * 1024
-"""Values sent in one pipeline; a larger one would make Redis and this process hold it twice."""
+"""Values sent in one call; a larger one would make Redis and this process hold it twice."""
 
 _PENDING = {"status": states.PENDING, "result": None}
 
@@ -99,7 +101,7 @@ class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no typ
         return None
 
     def _write(self) -> None:
-        """Write what was collected, in pipelines of about `CHUNK_BYTES`."""
+        """Write what was collected, in calls of about `CHUNK_BYTES`."""
         collected, self._collected = self._collected, []
         chunk: list[tuple[bytes, Any, int | None]] = []
         size_bytes = 0
@@ -113,27 +115,15 @@ class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no typ
             self._write_chunk(chunk)
 
     def _write_chunk(self, chunk: list[tuple[bytes, Any, int | None]]) -> None:
-        def write() -> None:
-            chosen = self._without_revoked(chunk)
-            with self.client.pipeline(transaction=False) as pipe:
-                for key, value, expires in chosen:
-                    ttl_s = self.expires if expires is None else expires
-                    pipe.set(key, value, ex=ttl_s or None)
-                    pipe.publish(key, value)
-                pipe.execute()
+        keys = [key for key, _, _ in chunk]
+        values = [value for _, value, _ in chunk]
+        ttls_s = [self.expires if ttl_s is None else ttl_s for _, _, ttl_s in chunk]
+        self._persist(lambda: self._store(keys=keys, args=[*values, *(t or 0 for t in ttls_s)]))
 
-        self._persist(write)
-
-    def _without_revoked(
-        self, chunk: list[tuple[bytes, Any, int | None]]
-    ) -> list[tuple[bytes, Any, int | None]]:
-        """Drop the answer of a job that was cancelled while it was computed."""
-        stored = self._read([key for key, _, _ in chunk])
-        return [
-            entry
-            for entry, meta in zip(chunk, stored, strict=True)
-            if not (meta and meta["status"] == states.REVOKED)
-        ]
+    @cached_property
+    def _store(self) -> Any:
+        # Loaded again by redis-py when a restarted server doesn't know it.
+        return self.client.register_script((files("worker") / "store.lua").read_text("utf-8"))
 
     def _persist(self, action: Any) -> Any:
         """Run a Redis action until it succeeds: an outage mustn't turn an answer into a failure.

@@ -43,7 +43,7 @@ class WorkerSettings(ClientSettings):
         None, ge=1, le=1024, description="CPU threads per process; unset: cores / processes."
     )
     max_rows: int = Field(
-        128, ge=1, le=4096, description="Most texts in one dispatch to a model process."
+        256, ge=1, le=4096, description="Most texts in one dispatch to a model process."
     )
     max_dispatch_tokens: int = Field(
         32_768, ge=1, description="Most estimated tokens in one dispatch to a model process."

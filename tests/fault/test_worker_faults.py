@@ -76,14 +76,14 @@ def test_2_sigquit_in_the_middle_of_a_batch(
 ) -> None:
     """A cold shutdown kills the batch; every job of it is answered by the next worker."""
     texts = numbered(60)
-    results = send_all(app, [*texts, "slow:20"])
+    results = send_all(app, [*texts, "slow:6"])
     first = FakeWorker(tmp_path, alone, GOLEM_MAX_ROWS="100").start(wait=False)
     wait_until(lambda: jobs_of(app, "active"), "the batch to run")
     first.signal(signal.SIGQUIT)
     first.wait()
     with FakeWorker(tmp_path, alone, name="w2"):
         check(results[:-1], texts)
-        assert results[-1].get(timeout=120)["label"] == expected_label("slow:20")
+        assert results[-1].get(timeout=120)["label"] == expected_label("slow:6")
     assert nothing_held(alone)
 
 

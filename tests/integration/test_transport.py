@@ -566,6 +566,7 @@ def test_what_a_dying_channel_held_is_adopted(server: EmbeddedServer, client: re
     old.take(10)
     old.got[0].ack()  # no turn follows, so Redis doesn't know
     held = old.die()
+    assert not old.qos.take_held().messages  # a second attempt takes nothing away
     old.got[1].ack()  # a result that comes between two connections
     old.got[2].reject(requeue=True)
     assert client.hlen("unacked") == 10

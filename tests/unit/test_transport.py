@@ -113,15 +113,16 @@ def test_room_is_open_if_a_message_may_come(room: Room, is_open: bool) -> None:
 
 
 def test_holdings_of_two_dying_channels_add_up() -> None:
-    """What the earlier one held stays first in order."""
+    """What the earlier one held stays first; what the later one collects is the earlier one's."""
     messages = {tag: object.__new__(Message) for tag in ("a", "b", "c")}
     first, second = Held(settled={"s": True}, receipts=["r1"]), Held(receipts=["r2"])
     first.messages["a"] = messages["a"]
     second.messages.update({"b": messages["b"], "c": messages["c"]})
     first.absorb(second)
     assert list(first.messages) == ["a", "b", "c"]
-    assert first.settled == {"s": True}
     assert first.receipts == ["r1", "r2"]
+    second.settled["t"] = False
+    assert first.settled == {"s": True, "t": False}
 
 
 def test_every_key_begins_with_the_prefix() -> None:

@@ -34,9 +34,13 @@ What a worker may use of it, with ``c`` a Celery consumer:
     its own: acknowledgements go out once per turn of the loop, the lease is renewed every quarter
     of ``visibility_timeout``, and Celery's shutdown keeps both going while it drains.
 
+Leases and sweeps here go by the Redis server's clock, so workers' clocks don't matter. A stock
+worker on the same queue sweeps by its own clock, what we hold included: beside one, keep clocks in
+step, as between stock workers. It neither renews its leases nor counts deliveries.
+
 Where a server refuses a script (an ACL, an old version) the worker says so in one sentence and
 works as stock Celery does; where it refuses only client tracking, an idle worker asks for new
-messages up to every 10 ms instead of being told.
+messages up to every 10 ms instead of being told (some 4 % of a core).
 """
 
 from worker.transport.channel import Channel, SentinelChannel

@@ -19,11 +19,11 @@ from typing import Any, TypeAlias
 import redis
 from kombu.log import get_logger
 from kombu.transport import redis as stock
-from redis.commands.core import Script
 
 from golem_tasks.contract import BULK_SUFFIX
+from worker.transport.commands import CommandChannel
 from worker.transport.fetcher import CONNECTION_LOST, Fetcher, ServerRefusesError, is_refusal
-from worker.transport.keys import DEAD_ENTRIES, Keys, script
+from worker.transport.keys import DEAD_ENTRIES
 from worker.transport.messages import Fetched, Message, Room, Window, load
 from worker.transport.qos import QoS
 
@@ -39,7 +39,7 @@ UNLIMITED_MESSAGES = 256
 Callback: TypeAlias = Callable[[Message], Any]
 
 
-class Channel(stock.Channel):
+class Channel(CommandChannel):
     """A kombu channel that fetches in batches what its consumers acknowledge."""
 
     QoS = QoS
@@ -53,17 +53,10 @@ class Channel(stock.Channel):
         self._unacknowledged: set[str] = set()
         self._backlog: deque[Message] = deque()
         self._stock_only: bool | None = None  # not known yet
-        self._client_cache: dict[str, Any] = {}
-        self._scripts: dict[str, Script] = {}
+        self._ask_set = False  # whether a timer for the next question is running
         super().__init__(*args, **kwargs)
 
     # What the channel is
-
-    @cached_property
-    def keys(self) -> Keys:
-        """Full names of the keys."""
-        prefix = self.global_keyprefix
-        return Keys.of(prefix, self.unacked_key, self.unacked_index_key, self.unacked_mutex_key)
 
     @cached_property
     def fetcher(self) -> Fetcher:
@@ -127,55 +120,6 @@ class Channel(stock.Channel):
             if queue
         ]
 
-    # Talking to Redis
-
-    @property
-    def plain(self) -> Any:
-        """One client for our own commands; it adds no prefix, since `keys` have it."""
-        return self._cached_client("plain", lambda: redis.Redis(connection_pool=self.pool))
-
-    def _create_client(self, asynchronous: bool = False) -> Any:
-        # kombu makes a client for each command; making one costs more than most commands.
-        if asynchronous:
-            return super()._create_client(asynchronous=True)
-        return self._cached_client("prefixed", super()._create_client)
-
-    def _cached_client(self, name: str, create: Callable[[], Any]) -> Any:
-        client = self._client_cache.get(name)
-        if client is None or client.connection_pool is not self._pool:
-            client = self._client_cache[name] = create()
-        return client
-
-    def pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Run commands that may safely run twice, in one round trip."""
-
-        def run() -> list[Any]:
-            with self.plain.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                return list(pipe.execute())
-
-        return self._twice(run) if commands else []
-
-    def run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
-        """Run a script that may safely run twice."""
-        loaded = self._scripts.get(name)
-        if loaded is None:
-            loaded = self._scripts[name] = self.plain.register_script(script(name))
-        return self._twice(lambda: loaded(keys=keys, args=arguments, client=self.plain))
-
-    def _twice(self, call: Callable[[], Any]) -> Any:
-        """A pooled connection may have died unnoticed; a second one tells whether Redis has."""
-        try:
-            return call()
-        except CONNECTION_LOST:
-            return call()
-
-    def _size(self, queue: str) -> int:
-        # Outside a transaction, unlike kombu's: a full server refuses even reading inside one.
-        prefix, steps = self.global_keyprefix, self.priority_steps
-        return sum(self.pipeline([("LLEN", prefix + self._q_for_pri(queue, s)) for s in steps]))
-
     # Fetching
 
     def _brpop_start(self, timeout: float | None = None) -> None:
@@ -202,6 +146,13 @@ class Channel(stock.Channel):
         """Tell kombu's poller where the conversation stands."""
         self._in_poll = connection if self.fetcher.engaged else None
         self._brpop_sent_at = monotonic() if self.fetcher.owed else None  # for its health check
+        if self.fetcher.must_poll and not self.fetcher.owed and not self._ask_set:
+            self._ask_set = True
+            self.connection.call_later(self.fetcher.due_in_s(), self._ask_now)
+
+    def _ask_now(self) -> None:
+        self._ask_set = False
+        self.ask_again()
 
     def _brpop_read(self, **options: Any) -> bool:
         connection = self.client.connection
@@ -218,8 +169,6 @@ class Channel(stock.Channel):
             connection.disconnect()
         self._mark(connection)
         if not self.deliver_backlog():
-            if self.fetcher.must_poll:
-                self.connection.call_later(self.fetcher.due_in_s(), self.ask_again)
             raise Empty
         return True
 

@@ -72,11 +72,13 @@ class Held:
     """Keys that tell what fetches popped whose replies were never read."""
 
     def absorb(self, later: Held) -> None:
-        """Add what a later channel held."""
+        """Add what a later channel held; what that one still collects is collected here now."""
         self.messages.update(later.messages)
         self.settled.update(later.settled)
         self.requeued.update(later.requeued)
         self.receipts.extend(later.receipts)
+        later.messages, later.settled = self.messages, self.settled
+        later.requeued, later.receipts = self.requeued, self.receipts
 
 
 class Delivery(NamedTuple):

@@ -93,36 +93,38 @@ class QoS(stock.QoS):
         with self._lock:
             sending, self._pending = self._pending, Held()
         try:
-            spent = self.channel.fetcher.spent_receipt() if sending.settled else None
-            self._send_settled(sending.settled, spent)
-            self._put_back(sending.requeued.items(), to_head=False, uncount=False)
+            if sending.settled or sending.requeued:
+                spent = self.channel.fetcher.spent_receipt()
+                self._send_settled(sending.settled, [spent] if spent else [])
+                self._put_back(sending.requeued.items(), to_head=False, uncount=False)
         except BaseException:
             with self._lock:
                 sending.absorb(self._pending)
                 self._pending = sending
             raise
 
-    def _send_settled(self, settled: dict[str, bool], spent: str | None = None) -> None:
+    def _send_settled(self, settled: dict[str, bool], garbage: Iterable[str] = ()) -> None:
+        """Remove the records of settled messages, their delivery counts, and other `garbage`."""
         keys = self.channel.keys
-        garbage = [spent] if spent else []
+        garbage = [
+            *garbage,
+            *(keys.deliveries + tag for tag, counted in settled.items() if counted),
+        ]
+        commands: list[tuple[Any, ...]] = []
         for tags in _chunks(settled, ACK_CHUNK):
-            garbage += [keys.deliveries + tag for tag in tags if settled[tag]]
             # The record goes first: the sweep cleans up an index entry without one.
-            commands: list[tuple[Any, ...]] = [
-                ("HDEL", keys.unacked, *tags),
-                ("ZREM", keys.index, *tags),
-            ]
-            if garbage:
-                commands.append(("DEL", *garbage))
-            self.channel.pipeline(commands)
-            garbage = []
+            commands += [("HDEL", keys.unacked, *tags), ("ZREM", keys.index, *tags)]
+        commands += [("DEL", *names) for names in _chunks(garbage, ACK_CHUNK)]
+        self.channel.pipeline(commands)
 
     def take_held(self) -> Held:
         """Detach everything, so that closing the channel restores nothing.
 
         Until `adopt` installs them elsewhere, acknowledgements of these messages are collected in
-        the returned object.
+        the returned object. A second call finds nothing more.
         """
+        if self._detached is not None:
+            return Held()
         self._flush()  # only kombu's own: forget the acknowledged ones
         receipt = self.channel.surrender()
         with self._lock:
@@ -199,7 +201,9 @@ class QoS(stock.QoS):
 
     def restore_unread(self, receipt: str) -> None:
         """Put back what a fetch popped for us whose reply we shall not see."""
-        tags = [tag for tag in self._unread([receipt]) if tag not in self._delivered]
+        pending = self._pending
+        known = self._delivered.keys() | pending.settled.keys() | pending.requeued.keys()
+        tags = [tag for tag in self._unread([receipt]) if tag not in known]
         self._put_back([(tag, None) for tag in tags], to_head=True, uncount=True)
 
     def _unread(self, receipts: Iterable[str]) -> list[str]:

@@ -1,0 +1,50 @@
+"""The benchmark commands as a person runs them, with small counts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.compose import ROOT
+
+
+def run(module: str, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark's command and return the one JSON object it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    content: dict[str, Any] = json.loads(done.stdout)
+    assert content["benchmark"] == module
+    return content
+
+
+def test_plumbing_compares_golem_with_stock_celery_and_draws(tmp_path: Path) -> None:
+    """One command prints one JSON object, compares every answer on the way, and draws a picture."""
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "plumbing.png"
+    content = run(
+        "plumbing", "--rounds", "1", "--jobs", "400", "--messages", "5", "--per-message", "8",
+        "--producer-jobs", "50", "--peers", "celery", "--plot", str(picture),
+    )  # fmt: skip
+    for name in ("golem", "celery"):
+        rate = content["results"][name]["jobs_per_s"]
+        assert 0 < rate["min"] <= rate["median"] <= rate["max"]
+    assert content["ratios"]["golem/celery"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_counts_what_each_of_two_workers_did() -> None:
+    """Two workers on simulated GPUs share a backlog; the figures say how evenly."""
+    content = run(
+        "growth", "--rounds", "1", "--backlogs", "300", "--celery-up-to", "0", "--workers", "2",
+        "--token-us", "5", "--seconds-per-worker", "0.1",
+    )  # fmt: skip
+    two = content["results"]["golem 2 workers, b=5 us"]
+    assert two["processes"]["median"] in (1, 2)
+    assert 0 < two["gpu_busy_share"]["median"] <= 1
+    assert content["results"]["golem 300 jobs"]["parent_peak_rss_mib"]["median"] > 1

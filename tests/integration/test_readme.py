@@ -1,0 +1,95 @@
+"""What the README says is true: its code runs, its commands exist, its tables match the code."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from golem_tasks.embedded import EmbeddedServer
+from golem_tasks.settings import ENV_PREFIX
+from tests.support.workers import WorkerProcess
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+SHOWN_URL = "redis://127.0.0.1:6379/0"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROMISED = re.compile(r"print\(.*#\s*(\w+)$", re.MULTILINE)
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks in a language."""
+    return [code for found, code in BLOCK.findall(README) if found == language]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a reader who has a Redis and a worker with the embedded model."""
+    with EmbeddedServer() as server:
+        env = {"GOLEM_BROKER_URL": server.url}
+        with WorkerProcess(tmp_path_factory.mktemp("readme"), env):
+            yield {**os.environ, **env}
+
+
+def run(command: list[str], env: dict[str, str]) -> str:
+    """Run a command of the README and return what it prints."""
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_python_blocks_run_and_print_what_they_promise(environment: dict[str, str]) -> None:
+    """All blocks, one after the other as a reader pastes them; a comment tells what is printed."""
+    code = "\n".join(blocks("python")).replace(SHOWN_URL, environment["GOLEM_BROKER_URL"])
+    printed = run([sys.executable, "-c", code], environment)
+    promised = PROMISED.findall("\n".join(blocks("python")))
+    assert len(promised) >= 3
+    lines = printed.splitlines()
+    assert [line for line in lines if line in ("POSITIVE", "NEGATIVE")] == promised
+
+
+def test_the_golem_commands_run(environment: dict[str, str]) -> None:
+    """Every ``golem`` command of a console block, but for the worker, which already runs."""
+    commands = [
+        line.split("#")[0].strip()
+        for block in blocks("console")
+        for line in block.splitlines()
+        if line.startswith("golem ") and not line.startswith("golem worker")
+    ]
+    assert commands
+    for command in commands:
+        words = re.findall(r'"[^"]*"|\S+', command)
+        arguments = [word.strip('"') for word in words[1:]]
+        run([sys.executable, "-m", "golem_tasks.cli", *arguments], environment)
+
+
+def test_the_make_targets_exist() -> None:
+    """Every ``make`` target the README names is one of the Makefile's."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"\bmake (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_links_lead_somewhere() -> None:
+    """Every relative link names a file of the project."""
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target
+
+
+def test_the_settings_table_is_complete_and_right() -> None:
+    """Every setting has its row with the default it really has; no row names another."""
+    rows = dict(re.findall(r"^\| `(GOLEM_\w+)` \| `?([^|`]*)`? \|", README, re.MULTILINE))
+    fields = WorkerSettings.model_fields
+    assert rows.keys() == {ENV_PREFIX + name.upper() for name in fields}
+    for name, field in fields.items():
+        shown = rows[ENV_PREFIX + name.upper()].strip()
+        default = getattr(field.default, "get_secret_value", lambda value=field.default: value)()
+        assert shown == ("" if default is None else str(default)), name
