@@ -144,6 +144,8 @@ def load(cls: type[SettingsT], **given: Any) -> SettingsT:
         first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
         field = str(first["loc"][0]) if first["loc"] else "settings"
         reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "string_pattern_mismatch":  # a pattern says nothing to a person
+            reason = f"It should be: {cls.model_fields[field].description}".rstrip(".")
         message = (
             f"{ENV_PREFIX}{field.upper()} can't be used: {reason[0].lower()}{reason[1:]}; "
             "correct it in the environment or on the command line."

@@ -8,6 +8,7 @@ the worker with one sentence instead of a loop of crashing children.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -115,6 +116,8 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
     def create(self, worker: Any) -> None:
         """Make the folder before the pool starts its children, which inherit the environment."""
         self._folder = Path(tempfile.mkdtemp(prefix="golem-worker-"))
+        # Not in `stop`, which Celery skips when a worker ends before it has fully started.
+        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         os.environ[FOLDER] = str(self._folder)
         # The children share the cores among as many as there are, also when -c set the number.
         worker.app.golem_settings = self._settings.model_copy(
@@ -157,11 +160,6 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
         grace = threading.Timer(self._settings.grace_s, _give_up_batches, [worker.pool])
         grace.daemon = True  # a worker that leaves sooner doesn't wait for it
         grace.start()
-
-    def stop(self, worker: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Remove the folder."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _watch(self) -> None:
         from celery.worker import state  # noqa: PLC0415 - written to, so imported as a module
