@@ -219,3 +219,15 @@ def test_celerys_own_variables_count_only_where_ours_say_nothing(
     elsewhere = {"CELERY_BROKER_URL": "redis://127.0.0.1:1/0", "CELERY_RESULT_BACKEND": "bogus://"}
     with FakeWorker(tmp_path, alone, **elsewhere):
         check([send(app, "here")], ["here"])
+
+
+def test_the_stock_transport_answers_all_the_same(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """GOLEM_TRANSPORT=stock turns the batched fetch off; batches still form, every job is right."""
+    texts = [f"text {number}" for number in range(300)]
+    results = send_all(app, texts)
+    with FakeWorker(tmp_path, alone, GOLEM_TRANSPORT="stock", FAKE_FORWARD_S="0.1") as worker:
+        check(results, texts)
+        assert worker.runs == dict.fromkeys(texts, 1)
+        assert max(worker.dispatches) > 1
