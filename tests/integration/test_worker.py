@@ -9,6 +9,7 @@ from celery.exceptions import TaskRevokedError
 
 from golem_tasks import InferenceError, InvalidJob
 from golem_tasks.embedded import EmbeddedServer
+from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import (
     FakeWorker,
     check,
@@ -231,3 +232,20 @@ def test_the_stock_transport_answers_all_the_same(
         check(results, texts)
         assert worker.runs == dict.fromkeys(texts, 1)
         assert max(worker.dispatches) > 1
+
+
+@pytest.mark.parametrize("texts_per_job", [1, 7, 500])
+def test_texts_reach_the_model_in_full_batches_however_they_are_sent(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery, texts_per_job: int
+) -> None:
+    """500 texts in one message, or in 500, or in between: the same few forward passes."""
+    texts = [f"text {number}" for number in range(500)]
+    jobs = [texts[n : n + texts_per_job] for n in range(0, 500, texts_per_job)]
+    results = [app.send_task("golem.classify_many", [job], queue="golem") for job in jobs]
+    with FakeWorker(tmp_path, alone, GOLEM_MAX_ROWS="250") as worker:
+        answers = [result.get(timeout=60)["predictions"] for result in results]
+        assert [item["label"] for job in answers for item in job] == [
+            expected_label(text) for text in texts
+        ]
+        assert worker.runs == dict.fromkeys(texts, 1)
+        assert len(worker.runs_file.read_text().splitlines()) <= 3
