@@ -212,7 +212,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=300, help="jobs sent one at a time")
-    parser.add_argument("--capacity-jobs", type=int, default=3_000)
+    parser.add_argument("--capacity-jobs", type=int, default=1_000)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each open loop")
     parser.add_argument(
         "--simulated", action="store_true", help="a simulated GPU instead of the real model"

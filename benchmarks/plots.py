@@ -98,10 +98,11 @@ def _bars(axis: Any, labels: Sequence[str], figures: Sequence[dict[str, float]],
     values = [_median(figure) for figure in figures]
     positions = range(len(labels))
     axis.bar(positions, values, yerr=_whiskers(figures), color=colours, capsize=4, width=0.62)
-    for position, value in zip(positions, values, strict=True):
+    for position, figure in zip(positions, figures, strict=True):
+        value = figure["median"]
         axis.annotate(
             f"{value:,.0f}" if value >= 10 else f"{value:.3g}",  # noqa: PLR2004 - for the eye
-            (position, value), xytext=(0, 6), textcoords="offset points", ha="center",
+            (position, figure["max"]), xytext=(0, 6), textcoords="offset points", ha="center",
             weight="bold",
         )  # fmt: skip
     axis.set_xticks(list(positions), [label.replace(" ", "\n", 1) for label in labels])
@@ -199,28 +200,56 @@ def _growth_workers(axis: Any, results: Results) -> None:
     _legend(axis)
 
 
-def _latency_names(results: Results) -> list[str]:
-    return [name for name in results if not name.endswith(" capacity")]
+_CAPACITIES = ("golem capacity", "celery capacity")
 
 
-def _latency_total(axis: Any, results: Results) -> None:
-    for name in _latency_names(results):
-        golem = name.startswith("golem")
-        at = [results[name][f"{share}_ms"]["median"] for share in ("p50", "p95", "p99")]
-        look = {"color": COLOURS[name.split()[0]], "marker": "o" if golem else "s"}
-        axis.plot(["p50", "p95", "p99"], at, alpha=0.75, **look)
-        axis.annotate(
-            name.split(" ", 1)[1].replace(" capacity", ""), (2, at[-1]), xytext=(6, -3),
-            textcoords="offset points", fontsize=7.5, color=look["color"],
+def _latency_pairs(axis: Any, results: Results) -> None:
+    """The same jobs at the same rate: bars to the median, whiskers to the 99th percentile."""
+    rates = ("20 %", "50 %", "80 %")
+    labels = ["one at\na time", *(f"{rate} of\nCelery's\ncapacity" for rate in rates)]
+    names = {
+        "golem": ["one at a time", *(f"at {rate} of celery's capacity" for rate in rates)],
+        "celery": ["one at a time", *(f"at {rate} of its capacity" for rate in rates)],
+    }
+    for number, (contender, rows) in enumerate(names.items()):
+        at = [position + (number - 0.5) * 0.38 for position in range(len(rows))]
+        found = [results[f"{contender} {row}"] for row in rows]
+        middle = [_median(each["p50_ms"]) for each in found]
+        above = [_median(each["p99_ms"]) - p50 for each, p50 in zip(found, middle, strict=True)]
+        axis.bar(
+            at, middle, 0.36, yerr=[[0.0] * len(at), above], capsize=3,
+            color=COLOURS[contender], label=contender,
         )  # fmt: skip
+        for x, p50 in zip(at, middle, strict=True):
+            axis.annotate(
+                f"{p50:.3g}", (x, p50), xytext=(0, -11), textcoords="offset points",
+                ha="center", color="white", fontsize=8,
+            )  # fmt: skip
     axis.set_yscale("log")
-    axis.set_xlim(-0.2, 3.6)
+    axis.set_ylim(bottom=0.4 * axis.get_ylim()[0])
+    axis.set_xticks(range(len(labels)), labels)
     axis.set_ylabel("ms from submit to answer")
-    axis.set_title("Latency (green golem, amber stock Celery)")
+    axis.set_title("At the same rate: median, whisker to p99")
+    _legend(axis)
+
+
+def _latency_own(axis: Any, results: Results) -> None:
+    """Golem at shares of its own, larger capacity."""
+    loads = (20, 50, 80)
+    for share, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
+        figures = [results[f"golem at {load} % of its capacity"][f"{share}_ms"] for load in loads]
+        points = list(zip(loads, figures, strict=True))
+        _line(axis, points, color=COLOURS["golem"], linestyle=style, label=share)
+    rate = _median(results["golem capacity"]["jobs_per_s"])
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel(f"load, % of golem's capacity ({rate:,.0f} jobs/s)")
+    axis.set_ylabel("ms from submit to answer")
+    axis.set_title("Golem as it fills up")
+    _legend(axis)
 
 
 def _latency_parts(axis: Any, results: Results) -> None:
-    names = _latency_names(results)
+    names = [name for name in results if name not in _CAPACITIES]
     left = [0.0] * len(names)
     for part, colour in zip(_PARTS, _PART_COLOURS, strict=True):
         values = [_median(results[name][f"{part}_p50_ms"]) for name in names]
@@ -241,9 +270,13 @@ def _resets_ledger(axis: Any, results: Results) -> None:
         at = [position + (number - 0.5) * width for position in range(len(kinds))]
         values = [_median(figure) for figure in figures]
         axis.bar(at, values, width, yerr=_whiskers(figures), color=COLOURS[name], label=name)
-        for x, value in zip(at, values, strict=True):
+        for x, figure in zip(at, figures, strict=True):
             axis.annotate(
-                f"{value:g}", (x, value), xytext=(0, 4), textcoords="offset points", ha="center"
+                f"{figure['median']:g}",
+                (x, figure["max"]),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
             )
     axis.set_xticks(range(len(kinds)), kinds)
     axis.set_ylabel("jobs")
@@ -274,7 +307,7 @@ def _soak_gauge(gauge: str, unit: str) -> Callable[[Any, Results], None]:
 _PANELS: dict[str, tuple[Callable[[Any, Results], None], ...]] = {
     "plumbing": (_plumbing_rate, _plumbing_texts, _plumbing_cpu),
     "growth": (_growth_cost, _growth_memory, _growth_workers),
-    "latency": (_latency_total, _latency_parts),
+    "latency": (_latency_pairs, _latency_own, _latency_parts),
     "resets": (_resets_ledger,),
     "soak": (_soak_gauge("rss_mib", "RSS, MiB"), _soak_gauge("fds", "Open files")),
 }

@@ -240,7 +240,7 @@ class Classifier:
             return self._clock()
         now_s = self._clock()
         lengths = [line.row.length for line in lines]
-        forward_ms = (now_s - max(flight.started_s, free_s)) * 1e3
+        forward_ms = round((now_s - max(flight.started_s, free_s)) * 1e3, 3)
         batch = MicroBatch(len(lines), max(lengths), sum(lengths), forward_ms)
         run.micro_batches.append(batch)
         for line, values in zip(lines, logits, strict=True):

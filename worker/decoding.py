@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from golem_tasks.contract import Options
@@ -28,11 +28,13 @@ class MicroBatch:
     tokens: int
     """Tokens that weren't padding."""
     forward_ms: float
+    padding_share: float = field(init=False)
+    """Share of the computed token positions that was padding, 0 to 1, to four places."""
 
-    @property
-    def padding_share(self) -> float:
-        """Share of the computed token positions that was padding, 0 to 1."""
-        return 1.0 - self.tokens / (self.rows * self.longest)
+    def __post_init__(self) -> None:
+        # Once for the micro-batch instead of once for every text in it.
+        share = 1.0 - self.tokens / (self.rows * self.longest)
+        object.__setattr__(self, "padding_share", round(share, 4))
 
 
 def activation_for(problem_type: str | None, num_labels: int) -> Activation:
@@ -48,7 +50,7 @@ def softmax(logits: Sequence[float]) -> list[float]:
     """Probabilities that sum to 1; shifted by the maximum so that none overflows."""
     top = max(logits)
     powers = [math.exp(value - top) for value in logits]
-    total = math.fsum(powers)
+    total = sum(powers)
     return [power / total for power in powers]
 
 
@@ -119,7 +121,8 @@ class Decoder:
         if len(logits) != len(self._labels):
             cause = f"{len(logits)} logits came back for {len(self._labels)} labels"
             raise InferenceError.at("forward", cause)
-        if not all(map(math.isfinite, logits)):
+        # The sum of float32 values can't overflow, and shows a NaN or an infinity among them.
+        if not math.isfinite(sum(logits)):
             raise InferenceError.at("forward", "the model answered with NaN or infinity")
 
 
@@ -140,10 +143,11 @@ def _timing(queued_ms: float, batches: Sequence[MicroBatch]) -> dict[str, Any]:
     if len(batches) == 1:
         forward_ms = first.forward_ms
     else:
-        forward_ms = sum({id(batch): batch.forward_ms for batch in batches}.values())
+        total_ms = sum({id(batch): batch.forward_ms for batch in batches}.values())
+        forward_ms = round(total_ms, 3)
     return {
-        "queued_ms": round(queued_ms, 3),
-        "forward_ms": round(forward_ms, 3),
+        "queued_ms": queued_ms,
+        "forward_ms": forward_ms,
         "batch_rows": first.rows,
-        "padding_share": round(first.padding_share, 4),
+        "padding_share": first.padding_share,
     }

@@ -7,8 +7,9 @@ import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 
-from golem_tasks import InferenceError, InvalidJob
+from golem_tasks import Golem, InferenceError, InvalidJob
 from golem_tasks.embedded import EmbeddedServer
+from golem_tasks.settings import ClientSettings
 from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import (
     FakeWorker,
@@ -249,3 +250,20 @@ def test_texts_reach_the_model_in_full_batches_however_they_are_sent(
         ]
         assert worker.runs == dict.fromkeys(texts, 1)
         assert len(worker.runs_file.read_text().splitlines()) <= 3
+
+
+def test_with_a_key_prefix_nothing_of_ours_is_outside_it(
+    tmp_path: Path, alone: EmbeddedServer
+) -> None:
+    """Producer and worker share a prefix, and every key in Redis begins with it."""
+    prefix = "shop:"
+    settings = ClientSettings(broker_url=alone.url, global_keyprefix=prefix)
+    with (
+        FakeWorker(tmp_path, alone, GOLEM_GLOBAL_KEYPREFIX=prefix),
+        Golem(settings=settings) as golem,
+        alone.client() as client,
+    ):
+        jobs = golem.submit_many([f"text {number}" for number in range(50)])
+        for number, job in enumerate(jobs):
+            assert job.result(timeout=60).label == expected_label(f"text {number}")
+        assert {key.decode().partition(":")[0] for key in client.scan_iter()} == {"shop"}
