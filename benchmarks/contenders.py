@@ -126,9 +126,12 @@ class RunningWorker:
             GolemError: it ended, or didn't answer within 300 s.
         """
         deadline_s = time.monotonic() + _START_S
-        with Celery(broker=self._server.url, set_as_current=False) as app:
+        app = Celery(broker=self._server.url, set_as_current=False)
+        # A connection of its own: kombu's pool may still hold one that a fault run has cut.
+        with app.connection_for_write() as connection:
             while self.alive and time.monotonic() < deadline_s:
-                if app.control.ping(destination=[self.name], timeout=0.5, limit=1):
+                given = {"destination": [self.name], "timeout": 0.5, "limit": 1}
+                if app.control.ping(**given, connection=connection):
                     return
         tail = self.log.read_text(errors="replace")[-_LOG_TAIL:]
         raise GolemError(f"The {self.contender.name} worker didn't start: {tail}")

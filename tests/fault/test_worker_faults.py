@@ -16,7 +16,6 @@ from celery.result import AsyncResult
 
 from golem_tasks import PoisonJob
 from golem_tasks.embedded import EmbeddedServer
-from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import (
     FakeWorker,
     check,
@@ -75,15 +74,17 @@ def test_2_sigquit_in_the_middle_of_a_batch(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:
     """A cold shutdown kills the batch; every job of it is answered by the next worker."""
-    texts = numbered(60)
-    results = send_all(app, [*texts, "slow:6"])
-    first = FakeWorker(tmp_path, alone, GOLEM_MAX_ROWS="100").start(wait=False)
-    wait_until(lambda: jobs_of(app, "active"), "the batch to run")
+    go = tmp_path / "go"
+    texts = [*numbered(60), f"until:{go}"]
+    results = send_all(app, texts)
+    first = FakeWorker(tmp_path, alone).start()
+    wait_until(lambda: len(jobs_of(app, "active")) == 61, "the batch to run")
     first.signal(signal.SIGQUIT)
     first.wait()
-    with FakeWorker(tmp_path, alone, name="w2"):
-        check(results[:-1], texts)
-        assert results[-1].get(timeout=120)["label"] == expected_label("slow:6")
+    go.touch()
+    with FakeWorker(tmp_path, alone, name="w2") as second:
+        check(results, texts)
+        assert first.runs + second.runs == dict.fromkeys(texts, 1)
     assert nothing_held(alone)
 
 
@@ -91,13 +92,15 @@ def test_3_a_child_killed_in_the_middle_of_a_batch(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:
     """SIGKILL of the process that computes: all jobs of its batch are answered all the same."""
-    texts = [*numbered(50), "slow:2"]
+    go = tmp_path / "go"
+    texts = [*numbered(50), f"until:{go}"]
     results = send_all(app, texts)
     with FakeWorker(tmp_path, alone) as worker:
-        wait_until(lambda: jobs_of(app, "active"), "the batch to run")
+        wait_until(lambda: len(jobs_of(app, "active")) == 51, "the batch to run")
         old = worker.children
         for pid in old:
             os.kill(pid, signal.SIGKILL)
+        go.touch()
         check(results, texts)
         assert set(worker.children).isdisjoint(old)
         assert worker.runs == dict.fromkeys(texts, 1)
@@ -137,14 +140,16 @@ def test_6_terminating_one_job_of_a_running_batch(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:
     """revoke(terminate=True) settles that job as REVOKED; the batch isn't killed."""
-    texts = [*numbered(15), "slow:3"]
+    go = tmp_path / "go"
+    texts = [*numbered(15), f"until:{go}"]
     results = send_all(app, ["unwanted", *texts])
     with FakeWorker(tmp_path, alone) as worker:
-        wait_until(lambda: jobs_of(app, "active"), "the batch to run")
+        wait_until(lambda: len(jobs_of(app, "active")) == 17, "the batch to run")
         old = worker.children
         app.control.revoke(
             results[0].id, terminate=True, destination=["w1@test"], reply=True, timeout=10
         )
+        go.touch()
         check(results[1:], texts)
         with pytest.raises(TaskRevokedError, match="terminated"):
             results[0].get(timeout=60)

@@ -1,6 +1,7 @@
 """The worker as its operator sees it: batches, lanes, settlement, inspection, refusals."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,15 @@ def test_jobs_that_come_while_the_model_is_busy_share_the_next_batch(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:
     """While the only process is busy, what arrives is collected into one batch."""
+    go = tmp_path / "go"
     with FakeWorker(tmp_path, alone) as worker:
-        first = send(app, "slow:2")
+        first = send(app, f"until:{go}")
         wait_until(lambda: jobs_of(app, "active"), "the first to start")
         texts = [f"text {number}" for number in range(40)]
-        check(send_all(app, texts), texts)
+        results = send_all(app, texts)
+        wait_until(lambda: len(jobs_of(app, "reserved")) == 40, "all to be buffered")
+        go.touch()
+        check(results, texts)
         first.get(timeout=60)
         wait_until(lambda: sum(worker.dispatches) == 41, "the last batch's line in the log")
         assert worker.dispatches == [1, 40]
@@ -104,27 +109,32 @@ def test_buffered_jobs_obey_revoke_and_expires(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:
     """What is revoked or expires in the buffer is never computed; its mates are."""
+    go = tmp_path / "go"
     with FakeWorker(tmp_path, alone) as worker:
-        busy = send(app, "slow:3")
+        busy = send(app, f"until:{go}")
         wait_until(lambda: jobs_of(app, "active"), "the first to start")
         revoked, expired = send(app, "revoked"), send(app, "expired", expires=1)
         kept = send_all(app, ["kept one", "kept two"])
         wait_until(lambda: len(jobs_of(app, "reserved")) >= 4, "them to be buffered")
         app.control.revoke(revoked.id, destination=["w1@test"], reply=True, timeout=10)
+        over = datetime.now(UTC) + timedelta(seconds=1)
+        wait_until(lambda: datetime.now(UTC) > over, "the second to expire")
+        go.touch()
         busy.get(timeout=60)
         check(kept, ["kept one", "kept two"])
         for result, reason in ((revoked, "revoked"), (expired, "expired")):
             with pytest.raises(TaskRevokedError, match=reason):
                 result.get(timeout=60)
-        assert worker.runs.keys() == {"slow:3", "kept one", "kept two"}
+        assert worker.runs.keys() == {f"until:{go}", "kept one", "kept two"}
 
 
 def test_inspect_shows_jobs_as_in_any_celery_worker(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:
     """Active lists what is computed, reserved also what is buffered; stats count them."""
+    go = tmp_path / "go"
     with FakeWorker(tmp_path, alone):
-        busy = send(app, "slow:2")
+        busy = send(app, f"until:{go}")
         wait_until(lambda: jobs_of(app, "active"), "the first to start")
         waiting = send(app, "waiting")
         wait_until(
@@ -132,6 +142,7 @@ def test_inspect_shows_jobs_as_in_any_celery_worker(
             "the second to be reserved",
         )
         assert [job["id"] for job in jobs_of(app, "active")] == [busy.id]
+        go.touch()
         check([waiting], ["waiting"])
         busy.get(timeout=60)
         wait_until(lambda: not jobs_of(app, "active"), "both to be settled")

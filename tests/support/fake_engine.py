@@ -11,6 +11,7 @@ out when its row is launched (`ORDERS`)::
     nan             the row's logits are NaN
     rows:-1         one row fewer comes back than was sent (rows:+1: one more)
     slow:0.5        the forward pass takes half a second more
+    until:/path     the forward pass goes on until the file exists
     hang            the forward pass never ends
     exit:3          the process exits with code 3, without cleaning up
     segfault        the process dies of a segmentation fault
@@ -185,12 +186,18 @@ def _hang(_: str) -> None:
         time.sleep(1)
 
 
+def _wait_for_file(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.01)
+
+
 ORDERS: dict[str, Callable[[str], None]] = {
     "raise": _raise,
     "oom": _out_of_memory,
     "memory": _memory_error,
     "lost": _lost,
     "slow": lambda seconds: time.sleep(float(seconds)),
+    "until": _wait_for_file,
     "hang": _hang,
     "exit": lambda code: os._exit(int(code)),
     "segfault": lambda _: os.kill(os.getpid(), signal.SIGSEGV),
