@@ -142,7 +142,7 @@ def _workers(bench: Bench, count: int, gpu: Gpu) -> Round:
         for worker in group:
             worker.wait_ready()
         bench.warm_up(50 * count)
-        log.unlink()  # the warm-up's; each process makes it again
+        log.write_bytes(b"")  # the warm-up's; the engines go on appending to the same file
         drained = bench.drain(_BACKLOG, jobs, group, keep=False)
     return _worker_figures(drained, log)
 

@@ -183,6 +183,8 @@ class Wire:
         """Decode what is stored under a result key; what can't be decoded reads as a failure."""
         try:
             meta: Meta = self._store.decode(raw)
+            if not isinstance(meta, dict) or not isinstance(meta.get("status"), str):
+                raise TypeError("it has no status")  # noqa: TRY301 - unreadable like the rest
         except Exception as exc:  # noqa: BLE001 - codecs raise anything; one bad record is one job's
             text = f"The stored result can't be read as JSON ({exc}): which task wrote it?"
             return {

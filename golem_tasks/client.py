@@ -245,8 +245,8 @@ class Golem:
 
         The cancellation is stored as the job's result, unless it has one, so that it holds for a
         job no worker has taken yet, and is broadcast to the workers. `result` then raises
-        `JobRevoked`. A job inside the model at this moment is computed all the same, and its
-        answer may replace the cancellation.
+        `JobRevoked`. A job inside the model at this moment is computed all the same, but its
+        answer is dropped.
 
         Raises:
             BrokerUnavailable: the result backend can't be reached.

@@ -110,7 +110,7 @@ class OutOfMemory(JobError):
 
 
 class PoisonJob(JobError):
-    """Raised when a job killed its process when alone, or was delivered too often. Dead-lettered.
+    """Raised when a job killed its process when alone, or was delivered too often.
 
     Args:
         message: the whole sentence.

@@ -76,7 +76,8 @@ class ClientSettings(BaseSettings):
         min_length=1,
         max_length=200,
         pattern=r"^[\w.:-]+$",
-        description=f"Interactive queue; its bulk lane has the suffix {BULK_SUFFIX!r}.",
+        description="Interactive queue, of letters, digits and ._:-; its bulk lane has the suffix "
+        f"{BULK_SUFFIX!r}.",
     )
     global_keyprefix: str = Field(
         "", description="Put before every Redis key, for a database shared with others."

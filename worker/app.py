@@ -136,7 +136,6 @@ def _delivery(settings: WorkerSettings) -> dict[str, Any]:
         "worker_prefetch_multiplier": prefetch,
         "worker_enable_prefetch_count_reduction": False,  # counts a batch as many active jobs
         "worker_disable_prefetch": False,  # would make every batch as small as the pool
-        "worker_disable_rate_limits": True,  # a rate limit feeds jobs one by one
         "worker_eta_task_limit": 10_000,  # jobs with a countdown sit in memory until it is over
     }
 

@@ -18,10 +18,11 @@ from billiard.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
-from celery import states
+from celery import signals, states
 from celery.utils.log import get_logger
+from redis.exceptions import RedisError
 
-from golem_tasks.errors import InferenceError, JobError, PoisonJob
+from golem_tasks.errors import InferenceError, PoisonJob
 from worker.batcher import Waiting
 from worker.requests import BatchedRequest
 from worker.runner import Job, Settled, run_dispatch
@@ -32,6 +33,9 @@ logger = get_logger(__name__)
 
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
 
+RETRY_S = 2.0
+"""Seconds between two tries to store a failure."""
+
 CRASHES_ALONE = 2
 """A job that ends its process this often, alone in it, is poison."""
 
@@ -40,6 +44,10 @@ class TakesBack(Protocol):
     """What `Settlement` needs of the intake."""
 
     worker: Any
+
+    @property
+    def open(self) -> bool:
+        """Whether the worker takes and dispatches jobs; False once it is leaving."""
 
     def take_back(self, jobs: list[Waiting[BatchedRequest]]) -> None:
         """Buffer jobs again that were dispatched but got no outcome."""
@@ -154,51 +162,72 @@ class Settlement:
         open_jobs = [job for job in jobs if not (job.request.settled or job.request.cancelled)]
         if isinstance(cause, WorkerLostError | Terminated | SystemExit):
             open_jobs = self._without_finished(open_jobs)
-        if not open_jobs:
-            return
-        if len(open_jobs) > 1:
+        if len(open_jobs) == 1:
+            self._settle_culprit(open_jobs[0], cause)
+        elif open_jobs:
             logger.warning(
                 "A batch of %d jobs ended without answers (%r); each runs again alone.",
                 len(open_jobs),
                 cause,
             )
             self._retry_alone(open_jobs)
-            return
-        self._settle_culprit(open_jobs[0], cause, einfo)
 
-    def fail(self, request: BatchedRequest, error: JobError) -> None:
-        """Settle one job as a FAILURE that the child didn't record."""
+    def fail(self, request: BatchedRequest, error: Exception) -> None:
+        """Settle one job as a FAILURE that the child didn't record: store it, then acknowledge.
+
+        While it can't be stored, as when Redis is full, the job is kept and this tried again.
+        """
         try:
-            raise error  # gives the error the traceback ExceptionInfo wants
-        except JobError:
+            raise error  # noqa: TRY301 - gives the error the traceback ExceptionInfo wants
+        except Exception:  # noqa: BLE001 - the very one
             einfo = ExceptionInfo()
         try:
-            request.on_failure(einfo)
-        except Exception:
-            logger.exception("Job %s: its failure couldn't be recorded", request.id)
+            request.task.backend.mark_as_failure(
+                request.id,
+                error,
+                einfo.traceback,
+                request=request._context,  # noqa: SLF001 - as Celery's own handlers do
+                store_result=request.store_errors,
+            )
+        except Exception as exc:  # noqa: BLE001 - a foreign errback's error is no reason to end
+            logger.error(  # noqa: TRY400 - the cause is in the line; a traceback adds nothing
+                "The failure of job %s can't be stored (%s); the next try is in %d s.",
+                request.id,
+                exc,
+                RETRY_S,
+            )
+            self._intake.worker.hub.call_later(RETRY_S, self.fail, request, error)
+            return
+        self._crashes.pop(request.id, None)
+        request.on_failure(einfo, return_ok=True)  # acknowledges; what it would store is stored
+        signals.task_failure.send(
+            sender=request.task,
+            task_id=request.id,
+            exception=error,
+            args=request.args,
+            kwargs=request.kwargs,
+            traceback=einfo.traceback,
+            einfo=einfo,
+        )
 
-    def _settle_culprit(
-        self, job: Waiting[BatchedRequest], cause: BaseException, einfo: Any
-    ) -> None:
-        request = job.request
-        if isinstance(cause, TimeLimitExceeded):
-            request.on_timeout(soft=False, timeout=job.time_limits[0])
-        elif isinstance(cause, SoftTimeLimitExceeded):
-            request.on_failure(einfo)
-        elif isinstance(cause, WorkerLostError | Terminated | SystemExit):
+    def _settle_culprit(self, job: Waiting[BatchedRequest], cause: BaseException) -> None:
+        if isinstance(cause, WorkerLostError | Terminated | SystemExit):
             self._crashed_alone(job, cause)
+        elif isinstance(cause, TimeLimitExceeded | SoftTimeLimitExceeded):
+            self.fail(job.request, cause)
         else:
             # Also MemoryError, which in Celery's own handler would end the worker.
-            self.fail(request, InferenceError.at("forward", cause))
+            self.fail(job.request, InferenceError.at("forward", cause))
 
     def _crashed_alone(self, job: Waiting[BatchedRequest], cause: BaseException) -> None:
         request = job.request
+        if not self._intake.open:
+            return  # a shutdown's grace was over; the job stays unacknowledged, and isn't to blame
         crashes = self._crashes.get(request.id, 0) + 1
         if crashes < CRASHES_ALONE:
             self._crashes[request.id] = crashes
             self._retry_alone([job])
             return
-        self._crashes.pop(request.id, None)
         message = f"The job ended its process {crashes} times, alone in it: {cause}"
         self.fail(request, PoisonJob(message, "crash", crashes))
 
@@ -215,7 +244,7 @@ class Settlement:
         try:
             raw = backend.mget([backend.get_key_for_task(job.request.id) for job in jobs])
             metas = [backend.decode_result(value) if value else None for value in raw]
-        except backend.connection_errors:
+        except (*backend.connection_errors, RedisError):
             # Not known now; each runs again, and the child looks for a stored result first.
             return jobs
         open_jobs = []

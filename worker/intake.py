@@ -17,10 +17,11 @@ from typing import Any
 from celery import bootsteps
 from celery.utils.log import get_logger
 from celery.worker import state
+from redis.exceptions import RedisError
 
-from golem_tasks.errors import ConfigurationError, InvalidJob
+from golem_tasks.errors import ConfigurationError, InvalidJob, PoisonJob
 from worker.batcher import Batcher, BatchLimits, Waiting
-from worker.dispatch import Dispatch, Settlement
+from worker.dispatch import RETRY_S, Dispatch, Settlement
 from worker.measuring import waiting
 from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
@@ -78,9 +79,16 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
                 self._others(request)
             return
         try:
-            if self._is_held(request):
-                # Its lease ran out in an outage. The first copy's settlement acknowledges both.
+            if held := self._held(request):
+                # Its lease ran out in an outage. The first copy's settlement acknowledges both,
+                # if it does so where the second one was delivered.
+                held.message.channel = request.message.channel
                 state.task_ready(request)
+                return
+            deliveries = getattr(request.message, "deliveries", 1)
+            if deliveries > self.settings.max_deliveries:
+                message = f"The job was delivered {deliveries} times without being settled."
+                self.settlement.fail(request, PoisonJob(message, "deliveries", deliveries))
                 return
             job = waiting(request, self.settings, self.max_tokens)
             self._rows_per_job += _SMOOTHING * (job.rows - self._rows_per_job)
@@ -92,9 +100,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
 
     def pump(self) -> None:
         """Dispatch while a process is idle and a batch is ripe."""
-        while len(self.batcher) and self._open and self.idle > 0:
+        while len(self.batcher) and self.open and self.idle > 0:
             now_s = time.monotonic()
-            batch = [job for job in self.batcher.next_batch(now_s) if self._alive(job.request)]
+            batch = [job for job in self.batcher.next_batch(now_s) if self._alive(job)]
             if batch:
                 self._dispatch(batch)
             elif len(self.batcher):
@@ -133,6 +141,10 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         Celery flushes its pool then: a batch not yet accepted by a child vanishes without a
         callback, and of our requests only those that run stay in its registries.
         """
+        if self.settings.transport == "stock":
+            # It has put all messages back into the queue, whence they come again.
+            for job in self.batcher.discard(lambda _: True):
+                state.task_ready(job.request)
         cache = self.worker.pool._pool._cache
         for dispatch in list(self.dispatches):
             if dispatch.dropped(cache):
@@ -159,22 +171,32 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         return len(pool._all_inqueues) - len(pool._busy_workers) - len(pool.outbound_buffer)
 
     @property
-    def _open(self) -> bool:
+    def open(self) -> bool:
+        """Whether the worker takes and dispatches jobs; False once it is leaving."""
         running = self.worker.blueprint.state == bootsteps.RUN
         return running and state.should_stop is None and state.should_terminate is None
 
-    def _alive(self, request: BatchedRequest) -> bool:
-        """Whether the request still wants an answer; one revoked or expired is settled here."""
+    def _alive(self, job: Waiting[BatchedRequest]) -> bool:
+        """Whether the job still wants an answer; one revoked or expired is settled here."""
+        request = job.request
         try:
             return not (request.settled or request.revoked())
+        except RedisError as exc:
+            logger.warning("Job %s can't be settled as revoked now: %s", request.id, exc)
+            self.worker.hub.call_later(RETRY_S, self.take_back, [job])
         except Exception as exc:
             logger.exception("Job %s can't be checked for revocation", request.id)
             self.settlement.fail(request, InvalidJob.because("headers", f"are unusable: {exc}"))
-            return False
+        return False
 
-    def _is_held(self, request: BatchedRequest) -> bool:
-        redelivered = request.delivery_info.get("redelivered")
-        return bool(redelivered) and request.message.delivery_tag in self.tags()
+    def _held(self, request: BatchedRequest) -> BatchedRequest | None:
+        """The request of the same message that is here already, if there is one."""
+        if not request.delivery_info.get("redelivered"):
+            return None
+        tag = request.message.delivery_tag
+        jobs = [job for dispatch in self.dispatches for job in dispatch.jobs]
+        same = (j.request for j in [*self.batcher, *jobs] if j.request.message.delivery_tag == tag)
+        return next(same, None)
 
     def _dispatch(self, batch: list[Waiting[BatchedRequest]]) -> None:
         dispatch = Dispatch(batch, self.settlement, self._ended)

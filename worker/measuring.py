@@ -15,6 +15,7 @@ __all__ = ["measure", "waiting"]
 CHARS_PER_TOKEN = 4.0
 """English WordPiece text has about 4.2 characters a token; an estimate only bounds a dispatch."""
 SPECIAL_TOKENS = 2
+_DAY_S = 86_400
 
 
 def waiting(
@@ -60,4 +61,5 @@ def _time_limits(request: Any) -> TimeLimits:
 
 
 def _seconds(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and value > 0 else None
+    # Beyond a day it limits nothing, and an absurd number would overflow the pool's clock.
+    return value if isinstance(value, int | float) and 0 < value <= _DAY_S else None

@@ -25,6 +25,7 @@ from typing import Any
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
 from celery.utils.log import get_logger
+from celery.worker import state
 from celery.worker.state import maybe_shutdown
 
 from worker.settings import WorkerSettings
@@ -80,14 +81,13 @@ def _gpus() -> int:
 
 
 def settle_garbage() -> None:
-    """Take what was built at start out of the garbage collector's rounds, and make those rarer.
+    """Take what was built at start out of the garbage collector's rounds, for good.
 
-    A message is a few dozen objects without a cycle; looking through all that lives after every
-    700 of them, Python's default, was a sixth of the parent's work.
+    Looking through all that lives, again and again, was a sixth of the parent's work. How often it
+    looks stays Python's choice: requests refer to themselves, and fewer rounds let them pile up.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def report(index: int, *, ready: bool, message: str, max_tokens: int = 0) -> None:
@@ -111,7 +111,13 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
         super().__init__(worker, **options)
         self._settings: WorkerSettings = worker.app.golem_settings
         self._folder: Path | None = None
+        self._worker = worker
         self._failures: dict[int, int] = {}
+        """Failed replacements in a row, by process index."""
+        self._seen: set[int] = set()
+        """Pids that have reported, ready or failed."""
+        self._pids: dict[int, int] = {}
+        """The process that holds each index now."""
 
     def create(self, worker: Any) -> None:
         """Make the folder before the pool starts its children, which inherit the environment."""
@@ -162,16 +168,25 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
         grace.start()
 
     def _watch(self) -> None:
-        from celery.worker import state  # noqa: PLC0415 - written to, so imported as a module
+        """Count the replacements of each process that failed in a row, whether they said so."""
+        reports = {each.pid: each for each in self._reports()}
+        for pid, each in reports.items():
+            if each.ready and pid not in self._seen:
+                self._failures[each.index] = 0
+            elif not each.ready and pid not in self._seen:
+                self._count_failure(each.index, each.message)
+        self._seen |= reports.keys()
+        for process in self._worker.pool._pool._pool:
+            before = self._pids.get(process.index)
+            if before not in (None, process.pid) and before not in self._seen:
+                self._count_failure(process.index, f"process {before} ended while loading")
+            self._pids[process.index] = process.pid
 
-        for each in self._reports():
-            if each.ready:
-                self._failures.clear()
-            elif each.pid not in self._failures:
-                self._failures[each.pid] = 1
-                logger.error("A replacement model process failed: %s", each.message)
-        if len(self._failures) >= MAX_FAILURES and state.should_stop is None:
-            logger.critical("%d model processes in a row failed; giving up.", MAX_FAILURES)
+    def _count_failure(self, index: int, message: str) -> None:
+        self._failures[index] = self._failures.get(index, 0) + 1
+        logger.error("A replacement of model process %d failed: %s", index, message)
+        if self._failures[index] >= MAX_FAILURES and state.should_stop is None:
+            logger.critical("%d replacements in a row failed; giving up.", MAX_FAILURES)
             state.should_stop = EX_CONFIG
 
     def _reports(self) -> list[Report]:

@@ -12,7 +12,7 @@ results of the others, so it has to be there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.resources import files
@@ -22,10 +22,15 @@ from celery import states
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.utils.log import get_logger
 from celery.utils.time import get_exponential_backoff_interval
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
-from golem_tasks.errors import BrokerUnavailable
-
-__all__ = ["BatchedRedisBackend", "BatchedResults", "BatchedSentinelBackend", "backend_url"]
+__all__ = [
+    "BatchedRedisBackend",
+    "BatchedResults",
+    "BatchedSentinelBackend",
+    "backend_url",
+    "refuses_for_now",
+]
 
 logger = get_logger(__name__)
 
@@ -64,6 +69,15 @@ class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no typ
         finally:
             self._known = None
             self._write()
+
+    def revoked_of(self, task_ids: Sequence[str]) -> set[str]:
+        """Ask which of these jobs are stored as REVOKED now."""
+        metas = self._read([self.get_key_for_task(task_id) for task_id in task_ids])
+        return {
+            task_id
+            for task_id, meta in zip(task_ids, metas, strict=True)
+            if meta and meta["status"] == states.REVOKED
+        }
 
     def _read(self, keys: list[bytes]) -> list[dict[str, Any] | None]:
         raw = self._persist(lambda: self.mget(keys)) if keys else []
@@ -125,7 +139,7 @@ class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no typ
         # Loaded again by redis-py when a restarted server doesn't know it.
         return self.client.register_script((files("worker") / "store.lua").read_text("utf-8"))
 
-    def _persist(self, action: Any) -> Any:
+    def _persist(self, action: Callable[[], Any]) -> Any:
         """Run a Redis action until it succeeds: an outage mustn't turn an answer into a failure.
 
         The wait doubles up to ``result_backend_max_sleep_between_retries_ms``. The process stays
@@ -135,7 +149,12 @@ class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no typ
         while True:
             try:
                 return action()
-            except self.connection_errors as exc:
+            except (*self.connection_errors, ResponseError) as exc:
+                if isinstance(exc, ResponseError) and not refuses_for_now(exc):
+                    raise
+                if isinstance(exc, ReadOnlyError):
+                    # A replica since a failover: connect again, to whoever is the master now.
+                    self.client.connection_pool.disconnect()
                 retries += 1
                 wait_ms = get_exponential_backoff_interval(
                     self.base_sleep_between_retries_ms,
@@ -145,10 +164,17 @@ class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no typ
                 )
                 logger.warning(
                     "Results can't be stored (%s); the next try is in %d ms, nothing is lost.",
-                    BrokerUnavailable(str(exc)),
+                    exc,
                     wait_ms,
                 )
                 time.sleep(wait_ms / 1000)
+
+
+def refuses_for_now(error: ResponseError) -> bool:
+    """Whether a server refuses writes for a reason that passes: full, read-only, disk trouble."""
+    if isinstance(error, OutOfMemoryError | ReadOnlyError):
+        return True
+    return str(error).startswith(("OOM", "READONLY", "MISCONF", "NOREPLICAS"))
 
 
 class BatchedRedisBackend(BatchedResults):

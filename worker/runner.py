@@ -12,12 +12,13 @@ import pickle
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from celery import states
 from celery.app import trace
+from celery.app.task import Context
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
@@ -112,11 +113,16 @@ class Runner:
     def run(self, jobs: Sequence[Job]) -> list[Settled]:
         """Answer and settle every job, in order; only a signal meant for this process escapes."""
         start_s = time.monotonic()
+        ids = [job.id for job in jobs]
         try:
-            with self._backend.dispatch([job.id for job in jobs]) as stored:
+            # Left last: the soft limit is held back until the results are written.
+            with ExitStack() as undisturbed, self._backend.dispatch(ids) as stored:
                 self._outcomes = self._answer(jobs, stored)
-                with _undisturbed():
-                    return [self._settle(job, start_s) for job in jobs]
+                undisturbed.enter_context(_undisturbed())
+                for task_id in self._backend.revoked_of(ids):
+                    # Its callbacks and its chain mustn't go on from an answer nobody will see.
+                    self._outcomes[task_id] = _Raised(Ignore("revoked"))
+                return [self._settle(job, start_s) for job in jobs]
         finally:
             self._outcomes = {}
 
@@ -128,6 +134,7 @@ class Runner:
         for job in jobs:
             if early := _already(stored.get(job.id)):
                 outcomes[job.id] = early
+                self._count_in_chord(job, early)
                 continue
             args, kwargs, _ = job.body
             try:
@@ -141,6 +148,13 @@ class Runner:
             outcomes[job.id] = _gather(parsed, answers)
         _log(jobs, outcomes, classified)
         return outcomes
+
+    def _count_in_chord(self, job: Job, outcome: _Outcome) -> None:
+        """Tell the chord of a job that its producer cancelled; no worker has, or it wasn't here."""
+        embed = job.body[2] or {}
+        if isinstance(outcome, _Raised) and embed.get("chord"):
+            context = Context({**job.request, **embed})
+            self._backend.mark_as_revoked(job.id, "revoked", request=context, store_result=False)
 
     def _settle(self, job: Job, start_s: float) -> Settled:
         self._clock.begin(start_s)
@@ -179,7 +193,9 @@ def _already(meta: dict[str, Any] | None) -> _Outcome | None:
 def _works(job: Job, parsed: ParsedJob) -> Iterator[Work]:
     now_s = time.time()
     sent_s = job.request.get(SENT_AT_HEADER)
-    since_s = sent_s if isinstance(sent_s, int | float) else job.received_s
+    # Whatever a producer writes there, the figure is a finite one.
+    plausible = isinstance(sent_s, int | float) and 0 <= sent_s <= now_s
+    since_s = sent_s if plausible and sent_s is not None else job.received_s
     queued_ms = round(max(0.0, now_s - since_s) * 1000, 3)
     for item in parsed.items:
         if not isinstance(item, InvalidJob):

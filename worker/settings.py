@@ -73,6 +73,9 @@ class WorkerSettings(ClientSettings):
     grace_s: float = Field(
         30.0, gt=0, description="Seconds a shutdown may take to finish what is in flight."
     )
+    max_deliveries: int = Field(
+        5, ge=1, description="Deliveries after which a job that was never settled is PoisonJob."
+    )
     visibility_timeout_s: int = Field(
         300, ge=10, description="Seconds after which a job held by a dead worker reappears."
     )

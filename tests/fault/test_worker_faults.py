@@ -21,6 +21,7 @@ from tests.support.fake_workers import (
     check,
     jobs_of,
     producer_for,
+    send,
     send_all,
 )
 from tests.support.waiting import wait_until
@@ -203,4 +204,39 @@ def test_9_sigterm_while_a_batch_hangs(tmp_path: Path, alone: EmbeddedServer, ap
         client.rpop("golem")  # the hanging job, which was first and is first again
     with FakeWorker(tmp_path, alone, name="w2"):
         check(results[1:], texts)
+    assert nothing_held(alone)
+
+
+def test_10_a_model_that_cannot_be_loaded_again(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """One of two processes dies and none can replace it: the worker ends, loudly, with code 78."""
+    broken = tmp_path / "broken"
+    settings = {"GOLEM_PROCESSES": "2", "FAKE_LOAD_ERROR_IF": str(broken)}
+    worker = FakeWorker(tmp_path, alone, **settings).start()
+    check(send_all(app, ["before"]), ["before"])
+    broken.touch()
+    os.kill(worker.children[0], signal.SIGKILL)
+    assert worker.wait() == 78
+    assert "3 replacements in a row failed" in worker.text
+
+
+def test_11_what_follows_a_terminated_job(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Its callbacks don't run, though the model came to an answer; other jobs' do."""
+    go = tmp_path / "go"
+    then = app.signature("golem.classify", ["after it"], immutable=True, queue="golem")
+    other = app.signature("golem.classify", ["after its mate"], immutable=True, queue="golem")
+    unwanted = send(app, f"until:{go}", link=then)
+    mate = send(app, "mate", link=other)
+    with FakeWorker(tmp_path, alone) as worker:
+        wait_until(lambda: len(jobs_of(app, "active")) == 2, "the batch to run")
+        to_worker = {"destination": ["w1@test"], "reply": True, "timeout": 10}
+        app.control.revoke(unwanted.id, terminate=True, **to_worker)
+        go.touch()
+        check([mate], ["mate"])
+        wait_until(lambda: "after its mate" in worker.runs, "the mate's callback to run")
+        check(send_all(app, ["afterwards"]), ["afterwards"])
+        assert "after it" not in worker.runs
     assert nothing_held(alone)

@@ -20,7 +20,8 @@ out when its row is launched (`ORDERS`)::
 
 In a worker process `load` builds it (``GOLEM_ENGINE=tests.support.fake_engine:load``), and these
 variables choose its behaviour: ``FAKE_FORWARD_S`` seconds per forward pass, ``FAKE_LOAD_S`` seconds
-to load, ``FAKE_LOAD_ERROR`` a message it fails to load with, ``FAKE_MAX_AREA`` the padded area it
+to load, ``FAKE_LOAD_ERROR`` a message it fails to load with, ``FAKE_LOAD_ERROR_IF`` a file that,
+if it exists, makes it fail to load, ``FAKE_MAX_AREA`` the padded area it
 has memory for, ``FAKE_TOKEN_BUDGET`` its budget, ``FAKE_LOG`` a file that gets one line per forward
 pass: the process id, then the texts, tab-separated.
 """
@@ -215,12 +216,14 @@ def load(settings: WorkerSettings, _index: int) -> FakeEngine:
     """Build it in a model process; same signature as `worker.engine.load`.
 
     Raises:
-        ModelLoadError: if ``FAKE_LOAD_ERROR`` asks for it.
+        ModelLoadError: if ``FAKE_LOAD_ERROR`` or ``FAKE_LOAD_ERROR_IF`` asks for it.
     """
     environ = os.environ
     time.sleep(float(environ.get("FAKE_LOAD_S", "0")))
     if cause := environ.get("FAKE_LOAD_ERROR"):
         raise ModelLoadError.of(settings.model, cause, "Ask the test.")
+    if (broken := environ.get("FAKE_LOAD_ERROR_IF")) and Path(broken).exists():
+        raise ModelLoadError.of(settings.model, "it broke meanwhile", "Ask the test.")
     forward_s, log = float(environ.get("FAKE_FORWARD_S", "0")), environ.get("FAKE_LOG")
 
     def on_forward(texts: list[str]) -> None:

@@ -76,7 +76,7 @@ def test_the_answers_are_in_the_brokers_redis_unless_set() -> None:
     [
         ("BROKER_URL", "localhost:6379", "GOLEM_BROKER_URL can't be used: must be a Redis URL"),
         ("BROKER_URL", "amqp://localhost", "GOLEM_BROKER_URL can't be used: must be a Redis URL"),
-        ("QUEUE", "a b", "GOLEM_QUEUE can't be used: string should match pattern"),
+        ("QUEUE", "a b", "GOLEM_QUEUE can't be used: it should be: Interactive queue, of"),
         ("CONNECT_TIMEOUT_S", "soon", "GOLEM_CONNECT_TIMEOUT_S can't be used"),
         ("CONNECT_TIMEOUT_S", "-1", "GOLEM_CONNECT_TIMEOUT_S can't be used"),
         ("MAX_TEXTS", "0", "GOLEM_MAX_TEXTS can't be used"),

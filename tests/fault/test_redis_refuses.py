@@ -1,0 +1,149 @@
+"""Redis that answers but refuses to write: full, or read-only after a failover."""
+
+import signal
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
+from celery.result import AsyncResult
+
+from golem_tasks import PoisonJob
+from golem_tasks.embedded import EmbeddedServer
+from tests.support.fake_engine import expected_label
+from tests.support.fake_workers import FakeWorker, check, jobs_of, producer_for, send, send_all
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def alone() -> Iterator[EmbeddedServer]:
+    """A server nobody else uses."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def app(alone: EmbeddedServer) -> Celery:
+    """A stock producer on that server."""
+    return producer_for(alone)
+
+
+def memory(server: EmbeddedServer, limit: str) -> None:
+    """Set the server's maxmemory."""
+    with server.client() as client:
+        client.config_set("maxmemory", limit)
+
+
+def test_1_redis_is_full_when_a_batch_ends(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Answers wait in the process until there is room; each job is computed once and answered."""
+    go = tmp_path / "go"
+    texts = [*(f"text {number}" for number in range(30)), f"until:{go}"]
+    results = send_all(app, texts)
+    with FakeWorker(tmp_path, alone) as worker:
+        wait_until(lambda: len(jobs_of(app, "active")) == 31, "the batch to run")
+        memory(alone, "1")
+        go.touch()
+        wait_until(lambda: "Results can't be stored" in worker.text, "the worker to be refused")
+        memory(alone, "0")
+        check(results, texts)
+        assert worker.runs == dict.fromkeys(texts, 1)
+
+
+def test_2_redis_is_full_when_a_failure_is_recorded(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """A failure the worker records itself is kept until it is stored; nothing stays PENDING."""
+    result = send(app, "kill")
+    with FakeWorker(tmp_path, alone, FAKE_LOAD_S="1") as worker:
+        wait_until(lambda: worker.text.count("exited with") >= 1, "the first crash")
+        memory(alone, "1")
+        wait_until(lambda: "can't be stored" in worker.text, "the worker to be refused")
+        memory(alone, "0")
+        with pytest.raises(PoisonJob):
+            result.get(timeout=60)
+        assert worker.alive
+
+
+def test_3_redis_is_full_when_a_job_expires_in_the_buffer(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """The expiry is stored once there is room, not lost with its job."""
+    go = tmp_path / "go"
+    busy = send(app, f"until:{go}")
+    with FakeWorker(tmp_path, alone) as worker:
+        wait_until(lambda: jobs_of(app, "active"), "the first to start")
+        expiring = send(app, "late", expires=1)
+        wait_until(lambda: jobs_of(app, "reserved"), "the second to be buffered")
+        over = datetime.now(UTC) + timedelta(seconds=1)
+        wait_until(lambda: datetime.now(UTC) > over, "the second to expire")
+        memory(alone, "1")
+        go.touch()
+        wait_until(lambda: "Results can't be stored" in worker.text, "the worker to be refused")
+        memory(alone, "0")
+        assert busy.get(timeout=60)["label"] == expected_label(f"until:{go}")
+        with pytest.raises(TaskRevokedError, match="expired"):
+            expiring.get(timeout=60)
+
+
+def test_4_the_soft_time_limit_passes_while_answers_wait_for_redis(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """A job whose answer is there isn't failed for the time Redis took."""
+    go = tmp_path / "go"
+    text = f"until:{go}"
+    result = send(app, text, soft_time_limit=3)
+    with FakeWorker(tmp_path, alone) as worker:
+        wait_until(lambda: jobs_of(app, "active"), "the batch to run")
+        memory(alone, "1")
+        go.touch()
+        wait_until(lambda: "Soft time limit" in worker.text, "the limit to pass", timeout_s=30)
+        memory(alone, "0")
+        assert result.get(timeout=60)["label"] == expected_label(text)
+
+
+def test_5_the_soft_time_limit_of_a_batch_that_computes_too_long(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Its mates are answered, the culprit alone fails, by the limit's own error."""
+    texts = [f"text {number}" for number in range(10)]
+    results = send_all(app, [*texts, "hang"], soft_time_limit=2)
+    with FakeWorker(tmp_path, alone):
+        check(results[:-1], texts)
+        with pytest.raises(SoftTimeLimitExceeded):
+            results[-1].get(timeout=60)
+
+
+def test_6_a_reset_connection_under_the_stock_transport(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """GOLEM_TRANSPORT=stock goes on after a reset, with every job answered."""
+    texts = [f"text {number}" for number in range(60)]
+    results = send_all(app, texts)
+    settings = {"GOLEM_TRANSPORT": "stock", "GOLEM_MAX_ROWS": "4", "FAKE_FORWARD_S": "0.1"}
+    with FakeWorker(tmp_path, alone, **settings) as worker:
+        wait_until(lambda: len(worker.runs) >= 8, "some to be computed")
+        with alone.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        later = producer_for(alone)
+        check([AsyncResult(result.id, app=later) for result in results], texts)
+        check([send(later, "afterwards")], ["afterwards"])
+
+
+def test_7_a_job_that_ends_every_worker_it_is_delivered_to(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """After so many deliveries it fails as PoisonJob instead of going round for ever."""
+    result = send(app, "hang")
+    settings = {"GOLEM_MAX_DELIVERIES": "1", "GOLEM_VISIBILITY_TIMEOUT_S": "10"}
+    first = FakeWorker(tmp_path, alone, **settings).start()
+    wait_until(lambda: jobs_of(app, "active"), "the job to run")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    with FakeWorker(tmp_path, alone, name="w2", **settings):
+        with pytest.raises(PoisonJob) as caught:
+            result.get(timeout=60)
+        assert (caught.value.reason, caught.value.count) == ("deliveries", 2)
