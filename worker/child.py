@@ -6,6 +6,7 @@ after a fork, and a tokenizer's threads don't survive one. Only here is torch lo
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import time
@@ -29,6 +30,8 @@ from worker.settings import WorkerSettings
 __all__ = ["start"]
 
 logger = get_logger(__name__)
+
+_COLLECT_AFTER = 20_000  # containers, some hundred jobs' worth; Python's default is 700
 
 
 def start(app: Celery, hostname: str) -> None:
@@ -54,6 +57,8 @@ def start(app: Celery, hostname: str) -> None:
         f"{engine.token_budget}, loaded in {time.monotonic() - begun_s:.1f} s, {peak_mib} MiB."
     )
     settle_garbage()
+    # What a dispatch allocates dies with it, by its reference counts; looking sooner finds nothing.
+    gc.set_threshold(_COLLECT_AFTER)
     report(index, ready=True, message=message, max_tokens=info.max_tokens)
 
 

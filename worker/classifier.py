@@ -282,8 +282,12 @@ class Classifier:
             return run.failed[index]
         try:
             work, encoded = run.works[index], run.encoded[index]
-            logits = [line.logits for line in run.lines[index] if line.logits is not None]
-            batches = [line.batch for line in run.lines[index] if line.batch is not None]
+            logits: list[list[float]] = []
+            batches: list[MicroBatch] = []
+            for line in run.lines[index]:
+                if line.logits is not None and line.batch is not None:
+                    logits.append(line.logits)
+                    batches.append(line.batch)
             if encoded is None or len(logits) != len(encoded.rows):
                 return InferenceError.at("decode", "the model never answered for this text")
             return self._decoder.decode(logits, encoded, work.options, work.queued_ms, batches)

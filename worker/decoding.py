@@ -48,8 +48,8 @@ def activation_for(problem_type: str | None, num_labels: int) -> Activation:
 
 def softmax(logits: Sequence[float]) -> list[float]:
     """Probabilities that sum to 1; shifted by the maximum so that none overflows."""
-    top = max(logits)
-    powers = [math.exp(value - top) for value in logits]
+    top, exp = max(logits), math.exp
+    powers = [exp(value - top) for value in logits]
     total = sum(powers)
     return [power / total for power in powers]
 
@@ -99,8 +99,10 @@ class Decoder:
         """
         for logits in rows:
             self._check(logits)
-        scores = [self._activate(logits) for logits in rows]
-        mean_scores = _mean(scores, encoded.weights)
+        if len(rows) == 1:
+            mean_scores = self._activate(rows[0])
+        else:
+            mean_scores = _mean([self._activate(logits) for logits in rows], encoded.weights)
         order = sorted(range(len(mean_scores)), key=mean_scores.__getitem__, reverse=True)
         best = order[0]
         labels = self._labels

@@ -1,0 +1,222 @@
+"""Messages a worker can't use: each gets its FAILURE, and the log never shows what was in it."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from celery import Celery, chain, chord, signature
+from celery.exceptions import ChordError, NotRegistered, TaskRevokedError
+from celery.result import AsyncResult
+
+from golem_tasks import InvalidJob
+from golem_tasks.embedded import EmbeddedServer, free_port
+from tests.integration.test_hostile import envelope
+from tests.support.fake_workers import FakeWorker, check, producer_for, send
+from tests.support.waiting import wait_until
+
+SECRET = "Chloe's private letter"
+BODY = json.dumps([[SECRET], {}, None]).encode()
+
+
+@pytest.fixture(scope="module")
+def app(live_server: EmbeddedServer) -> Celery:
+    """A stock producer."""
+    return producer_for(live_server)
+
+
+@pytest.fixture(scope="module")
+def broker(live_server: EmbeddedServer) -> Iterator[redis.Redis]:
+    """A plain client, for messages no producer would write."""
+    with live_server.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[EmbeddedServer]:
+    """A server for results alone, so that the queue goes on when it refuses."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+def push(broker: redis.Redis, body: bytes, outer: dict[str, Any], **headers: Any) -> str:
+    """Queue a message of our task; `outer` goes beside its body. Returns its id."""
+    task_id = str(uuid4())
+    message = json.loads(envelope(body, headers, task_id))
+    broker.lpush("golem", json.dumps({**message, **outer}))
+    return task_id
+
+
+def outcome(app: Celery, task_id: str) -> Any:
+    """The value or exception a job ended with."""
+    return AsyncResult(task_id, app=app).get(timeout=60, propagate=False)
+
+
+def noted(server: EmbeddedServer, key: str) -> list[str]:
+    """What the errback noted."""
+    with server.client() as client:
+        return [line.decode() for line in client.lrange(key, 0, -1)]
+
+
+def test_a_misspelt_task_fails_and_its_text_stays_out_of_the_log(
+    app: Celery, worker: FakeWorker
+) -> None:
+    """The producer gets NotRegistered at once; the log names id, task and size."""
+    misspelt = app.send_task("golem.classfy", [SECRET], queue="golem", argsrepr="()")
+    assert isinstance(outcome(app, misspelt.id), NotRegistered)
+    wait_until(lambda: misspelt.id in worker.text, "the refusal's line")
+    assert "golem.classfy" in worker.text
+    assert SECRET not in worker.text
+
+
+@pytest.mark.parametrize(
+    ("outer", "headers"),
+    [
+        ({}, {"compression": "application/x-nobody"}),
+        ({}, {"compression": "application/x-gzip"}),
+        ({"content-type": "application/x-python-serialize"}, {}),
+        ({"content-type": "application/data"}, {}),
+        ({"content-type": ["application/json"]}, {}),
+        ({}, {"eta": "9999-12-31T23:59:59-12:00"}),
+        ({}, {"group": "g", "group_index": "first"}),
+    ],
+)
+def test_an_undecodable_message_fails_and_its_text_stays_out_of_the_log(
+    app: Celery,
+    worker: FakeWorker,
+    broker: redis.Redis,
+    outer: dict[str, Any],
+    headers: dict[str, Any],
+) -> None:
+    """A codec, a content or a header that can't be used is the job's own clear failure."""
+    task_id = push(broker, BODY, outer, argsrepr=SECRET, **headers)
+    assert isinstance(outcome(app, task_id), InvalidJob)
+    assert SECRET not in worker.text
+    check([send(app, "after")], ["after"])
+    assert worker.alive
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        SECRET.encode(),
+        json.dumps({"__type__": "datetime", "__value__": SECRET}).encode(),
+        json.dumps({"task": [SECRET], "id": "x", "args": [SECRET]}).encode(),
+        json.dumps({"task": "nobody.has", "id": "x", "args": [SECRET]}).encode(),
+    ],
+)
+def test_a_message_without_a_task_header_fails_alone(
+    app: Celery, worker: FakeWorker, broker: redis.Redis, body: bytes
+) -> None:
+    """Neither Celery's old protocol nor what resembles it ends the worker or reaches its log."""
+    task_id = str(uuid4())
+    message = json.loads(envelope(body, {}, task_id))
+    del message["headers"]["task"]
+    broker.lpush("golem", json.dumps(message))
+    assert isinstance(outcome(app, task_id), InvalidJob | NotRegistered)
+    assert SECRET not in worker.text
+    assert worker.alive
+
+
+def test_a_built_in_tasks_broken_body_fails_alone(
+    app: Celery, worker: FakeWorker, broker: redis.Redis
+) -> None:
+    """Tasks of Celery's own are behind the same check as ours."""
+    task_id = push(broker, b"[1]", {}, task="celery.backend_cleanup")
+    assert isinstance(outcome(app, task_id), InvalidJob)
+    assert worker.alive
+
+
+@pytest.mark.usefixtures("stock_worker", "worker")
+@pytest.mark.parametrize(("task", "text"), [("golem.classfy", "short"), ("golem.classify", None)])
+def test_a_refused_message_fails_its_chord_its_chain_and_calls_its_errback(
+    app: Celery, live_server: EmbeddedServer, task: str, text: str | None
+) -> None:
+    """What waits for a refused job learns of its failure instead of waiting for ever."""
+    sent = "x" * (5 * 1024 * 1024) if text is None else text
+    refused = signature(task, args=(sent,), app=app).set(queue="golem")
+    fine = signature("golem.classify", args=("fine",), app=app).set(queue="golem")
+    body = signature("callbacks.count", app=app).set(queue="celery")
+    expected = NotRegistered if text else InvalidJob
+
+    whole = chord([fine, refused.clone()], body).apply_async()
+    assert isinstance(whole.get(timeout=60, propagate=False), ChordError)
+
+    then = signature("callbacks.label", app=app).set(queue="celery")
+    last = chain(refused.clone(), then).apply_async()
+    assert isinstance(last.get(timeout=60, propagate=False), expected)
+
+    key = f"noted-{uuid4()}"
+    errback = signature("callbacks.note_failure", args=(key,), app=app).set(queue="celery")
+    alone = refused.clone().apply_async(link_error=errback)
+    assert isinstance(outcome(app, alone.id), expected)
+    wait_until(lambda: noted(live_server, key) == [f"{alone.id} failed"], "the errback")
+
+
+def test_callbacks_that_are_no_signatures_reach_nobody_else(
+    app: Celery, worker: FakeWorker, broker: redis.Redis
+) -> None:
+    """A refused job's own errbacks may be anything; the next job is answered."""
+    embed = {"errbacks": [{}], "chain": [{"options": 1}], "chord": {"task": 1}}
+    body = json.dumps([SECRET, {}, embed]).encode()
+    task_id = push(broker, body, {}, group=str(uuid4()))
+    assert isinstance(outcome(app, task_id), InvalidJob)
+    check([send(app, "after")], ["after"])
+    assert worker.alive
+
+
+def test_a_body_cannot_pass_for_another_job(
+    app: Celery, worker: FakeWorker, broker: redis.Redis
+) -> None:
+    """What Celery lets a body override, the request's id first of all, is left out of it."""
+    other = str(uuid4())
+    embed = {"id": other, "task": "x", "retries": "many", "is_eager": True, "chain": None}
+    task_id = push(broker, json.dumps([["mine"], {}, embed]).encode(), {})
+    check([AsyncResult(task_id, app=app)], ["mine"])
+    assert AsyncResult(other, app=app).state == "PENDING"
+    assert worker.alive
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord"])
+@pytest.mark.parametrize("value", ["x", 1, ["x"]])
+def test_an_embed_that_holds_no_signatures_is_refused(
+    app: Celery, broker: redis.Redis, name: str, value: Any
+) -> None:
+    """The failure names the part that is wrong."""
+    error = outcome(app, push(broker, json.dumps([["text"], {}, {name: value}]).encode(), {}))
+    assert isinstance(error, InvalidJob)
+    assert error.field == name
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_refusals_wait_while_redis_refuses_to_store_them(
+    tmp_path: Path, live_server: EmbeddedServer, store: EmbeddedServer, trouble: str
+) -> None:
+    """Refused and expired jobs are kept until their end can be stored; the worker lives on."""
+    queue = f"golem.{trouble}"
+    app = Celery(broker=live_server.url, backend=store.url, set_as_current=False)
+    settings = {"GOLEM_RESULT_BACKEND": store.url, "GOLEM_QUEUE": queue}
+    with FakeWorker(tmp_path, live_server, **settings) as worker, store.client() as client:
+        if trouble == "full":
+            client.config_set("maxmemory", "1")
+        else:
+            client.replicaof("127.0.0.1", free_port())
+        past = datetime.now(UTC) - timedelta(hours=1)
+        misspelt = app.send_task("golem.classfy", ["text"], queue=queue)
+        expired = send(app, "late", queue=queue, expires=past)
+        for result in (misspelt, expired):
+            line = f"The end of job {result.id} can't be stored"
+            wait_until(lambda line=line: worker.text.count(line) > 1, "the worker to try twice")
+        assert worker.alive
+        if trouble == "full":
+            client.config_set("maxmemory", "0")
+        else:
+            client.replicaof("NO", "ONE")
+        assert isinstance(outcome(app, misspelt.id), NotRegistered)
+        assert isinstance(outcome(app, expired.id), TaskRevokedError)
+        check([send(app, "after", queue=queue)], ["after"])
