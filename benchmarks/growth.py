@@ -34,12 +34,15 @@ class Gpu:
     launch_ms: float
     token_us: float
     row_tokens: int
+    rows: int
+    """Texts of a dispatch; the fewer, the less the last dispatches blur the figures."""
     jobs_per_worker: int
 
     @property
     def env(self) -> dict[str, str]:
-        """What `benchmarks.engines.simulated_gpu` reads."""
+        """What a worker and `benchmarks.engines.simulated_gpu` read."""
         return {
+            "GOLEM_MAX_ROWS": str(self.rows),
             "BENCH_LAUNCH_MS": str(self.launch_ms),
             "BENCH_TOKEN_US": str(self.token_us),
             "BENCH_ROW_TOKENS": str(self.row_tokens),
@@ -223,6 +226,7 @@ def _arguments() -> argparse.Namespace:
         help="b, of each padded token; one GPU for each value",
     )
     parser.add_argument("--row-tokens", type=int, default=24)
+    parser.add_argument("--rows", type=int, default=128, help="texts of each dispatch")
     parser.add_argument(
         "--seconds-per-worker", type=float, default=8.0, help="sets the jobs of each worker"
     )
@@ -231,11 +235,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _gpu(given: argparse.Namespace, token_us: float) -> Gpu:
-    """A GPU with as many full micro-batches of 128 rows as it does in the time asked for."""
-    rows = 128
+    """A GPU with as many full micro-batches as it does in the time asked for."""
+    rows = given.rows
     batch_s = (given.launch_ms + rows * given.row_tokens * token_us / 1e3) / 1e3
     batches = max(1, round(given.seconds_per_worker / batch_s))
-    return Gpu(given.launch_ms, token_us, given.row_tokens, rows * batches)
+    return Gpu(given.launch_ms, token_us, given.row_tokens, rows, rows * batches)
 
 
 if __name__ == "__main__":

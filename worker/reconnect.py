@@ -16,10 +16,10 @@ from typing import Any
 
 from celery import bootsteps
 from celery.utils.log import get_logger
-from celery.worker.consumer import Consumer
 from celery.worker.state import active_requests
 
 from worker.intake import Intake
+from worker.refusals import RefusingConsumer
 from worker.transport import Held, QoS
 
 __all__ = ["Adoption", "SteadyConsumer"]
@@ -27,7 +27,7 @@ __all__ = ["Adoption", "SteadyConsumer"]
 logger = get_logger(__name__)
 
 
-class SteadyConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
+class SteadyConsumer(RefusingConsumer):
     """Celery's consumer, whose messages outlive their connection."""
 
     held: Held | None = None

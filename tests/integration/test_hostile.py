@@ -46,12 +46,14 @@ def broker(live_server: EmbeddedServer) -> Iterator[redis.Redis]:
         yield client
 
 
-def envelope(body: bytes, headers: dict[str, Any], task_id: str) -> str:
-    """A message as kombu puts it on Redis, with any body and any headers."""
+def envelope(
+    body: bytes, headers: dict[str, Any], task_id: str, content_type: Any = "application/json"
+) -> str:
+    """A message as kombu puts it on Redis, with any body, any headers and any content type."""
     return json.dumps(
         {
             "body": base64.b64encode(body).decode(),
-            "content-type": "application/json",
+            "content-type": content_type,
             "content-encoding": "utf-8",
             "headers": {"lang": "py", "task": "golem.classify", "id": task_id, **headers},
             "properties": {
@@ -98,32 +100,44 @@ def test_every_hostile_call_gets_a_clear_answer_and_its_neighbours_theirs(
     assert worker.alive
 
 
+embeds = st.dictionaries(
+    st.sampled_from(["callbacks", "errbacks", "chain", "chord", "id", "task", "retries", "x"]),
+    anything | st.lists(st.dictionaries(st.sampled_from(["task", "options", "args"]), anything)),
+    max_size=4,
+)
 bodies = st.one_of(
     st.binary(max_size=40),
+    embeds.map(lambda embed: json.dumps([["a text"], {}, embed]).encode()),
     anything.map(lambda value: json.dumps(value).encode()),
     st.tuples(values, values, values).map(lambda triple: json.dumps(triple).encode()),
 )
-headers = st.dictionaries(
-    st.sampled_from(
-        ["eta", "expires", "retries", "timelimit", "group", "root_id", "stamps", "stamped_headers"]
-    ),
-    anything,
-    max_size=3,
+names = [
+    "eta", "expires", "retries", "timelimit", "group", "group_index", "root_id", "stamps",
+    "stamped_headers",
+]  # fmt: skip
+misspelt = st.sampled_from(["golem.classfy", "", "\0", "x" * 500, "celery.backend_cleanup"])
+headers = st.builds(
+    lambda odd, task: {**odd, "task": task},
+    st.dictionaries(st.sampled_from(names), anything, max_size=3),
+    st.just("golem.classify") | misspelt,
+)
+content_types = st.just("application/json") | st.sampled_from(
+    ["application/data", "application/x-python-serialize", "text/plain", "", None, 7, ["x"]]
 )
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.tuples(bodies, headers), min_size=1, max_size=8))
+@given(st.lists(st.tuples(bodies, headers, content_types), min_size=1, max_size=8))
 def test_a_broken_message_fails_alone_and_the_worker_lives(
     producer: Celery,
     worker: FakeWorker,
     broker: redis.Redis,
-    broken: list[tuple[bytes, dict[str, Any]]],
+    broken: list[tuple[bytes, dict[str, Any], Any]],
 ) -> None:
     """Bodies that aren't Celery's and headers of the wrong type reach nobody but themselves."""
     ids = [str(uuid.uuid4()) for _ in broken]
-    for task_id, (body, extra) in zip(ids, broken, strict=True):
-        broker.lpush("golem", envelope(body, extra, task_id))
+    for task_id, (body, extra, content_type) in zip(ids, broken, strict=True):
+        broker.lpush("golem", envelope(body, extra, task_id, content_type))
     check([send(producer, "good")], ["good"])
     for task_id in ids:
         result = AsyncResult(task_id, app=producer)

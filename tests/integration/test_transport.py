@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from golem_tasks.embedded import EmbeddedServer, free_port, server_binary
 from golem_tasks.guard import guarded
 from tests.support.consuming import OPTIONS, Consuming, numbers, publish
 from tests.support.waiting import wait_until
-from worker.transport import Connection, Room
+from worker.transport import Connection, Held, Room
 from worker.transport.keys import DEAD_ENTRIES, script
 
 
@@ -205,6 +206,15 @@ def test_bulk_comes_last_whatever_the_order_of_consuming(server: EmbeddedServer)
         assert consuming.take(3) == [1, 2, 3]
 
 
+def test_a_queue_added_while_idle_is_served(server: EmbeddedServer, consuming: Consuming) -> None:
+    """Remote control's add_consumer takes effect though nothing arrives in the other queues."""
+    consuming.turn_until(lambda: consuming.channel.fetcher._armed, "the consumer to wait")
+    publish(server, [1], "extra")
+    consuming.consumer.add_queue(kombu.Queue("extra"))
+    consuming.consumer.consume()
+    assert consuming.take(1) == [1]
+
+
 def test_the_window_bounds_a_fetch_and_reopens(server: EmbeddedServer, client: redis.Redis) -> None:
     """No room, no fetch; with room again the consumer goes on by itself."""
     room = [3]
@@ -290,6 +300,12 @@ def test_an_unreadable_envelope_goes_to_the_dead_letters(
         b'{"properties": {"delivery_tag": "t", "delivery_info": {}}, "body": "?"',
         b'{"body": 1, "properties": {"delivery_tag": "t", "delivery_info": {}, "body_encoding":2}}',
         b"[" * 5_000 + b"]" * 5_000,
+        b'{"properties": {"delivery_tag": "tag\xff", "delivery_info": {}}}',
+        b'{"properties": {"delivery_tag": "t\\u00e9g", "delivery_info": {}}}',
+        b'{"properties": {"delivery_tag": "t\\n", "delivery_info": {}}}',
+        b'{"headers": ["task"], "properties": {"delivery_tag": "t2", "delivery_info": {}}}',
+        b'{"headers": {"task": []}, "properties": {"delivery_tag": "t3", "delivery_info": {}}}',
+        b'{"body": "{\\"task\\": {}}", "properties": {"delivery_tag": "t4", "delivery_info": {}}}',
     ]  # fmt: skip
     for number, raw in enumerate(poison):
         publish(server, [number])
@@ -299,6 +315,49 @@ def test_an_unreadable_envelope_goes_to_the_dead_letters(
     wait_until(lambda: client.llen("golem:dead:envelopes") == len(poison), "the dead letters")
     assert set(client.lrange("golem:dead:envelopes", 0, -1)) == set(poison)
     assert remaining(client) == {"golem:dead:envelopes"}
+
+
+@pytest.mark.parametrize("method", ["zlib", "bzip2", "lzma"])
+def test_a_compressed_message_is_read_as_in_stock_kombu(
+    server: EmbeddedServer, client: redis.Redis, consuming: Consuming, method: str
+) -> None:
+    """Celery's task_compression keeps working, with the task in the headers or without."""
+    publish(server, [1], compression=method)
+    publish(server, [2], compression=method, headers={"task": "t", "id": "1"})
+    assert consuming.take(2) == [1, 2]
+    assert "compression" in consuming.got[0].headers
+    consuming.ack_all()
+    assert remaining(client) == set()
+
+
+def test_a_decompression_bomb_is_refused_unopened(
+    server: EmbeddedServer, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A body that grows beyond the bound goes to the dead letters, and its text to no log."""
+    with Consuming(server.url, options={"max_message_bytes": 1_000}) as consuming:
+        with kombu.Connection(server.url) as connection:
+            bomb = "secret" * 1_000
+            connection.Producer().publish(bomb, routing_key="golem", compression="zlib")
+        publish(server, [1])
+        assert consuming.take(1) == [1]
+        consuming.ack_all()
+    assert client.llen("golem:dead:envelopes") == 1
+    assert remaining(client) == {"golem:dead:envelopes"}
+    assert "decompresses to more than 1000 bytes" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_refusing_a_message_needs_no_memory() -> None:
+    """A full server, too, moves an unreadable message away and hands out the rest."""
+    with EmbeddedServer() as server, server.client() as client:
+        client.lpush("golem", b'{"headers": [1], "properties":'
+                     b' {"delivery_tag": "t", "delivery_info": {}}}')  # fmt: skip
+        publish(server, [1])
+        client.config_set("maxmemory", 1)
+        with Consuming(server.url) as consuming:
+            assert consuming.take(1) == [1]
+            consuming.ack_all()
+        assert remaining(client) == {"golem:dead:envelopes"}
 
 
 def test_half_a_surrogate_pair_is_no_poison(
@@ -436,6 +495,50 @@ def test_deliveries_are_counted_until_the_acknowledgement(
     assert remaining(client) == set()
 
 
+def test_acknowledgements_of_the_turn_in_which_redis_dies_are_kept() -> None:
+    """A failing flush doesn't cost the loop's other callbacks, further acknowledgements."""
+    with EmbeddedServer(appendonly=True) as server:
+        publish(server, range(60))
+        consuming = Consuming(server.url)
+        consuming.take(60)
+        server.kill()
+        first, *others = consuming.got
+        first.ack()
+        for message in others:
+            consuming.hub.call_soon(message.ack)
+        with contextlib.suppress(*consuming.connection.connection_errors):
+            consuming.turn()
+        with contextlib.suppress(*consuming.connection.connection_errors):
+            consuming.turn()
+        held = consuming.die()
+        assert held.settled.keys() == {message.delivery_tag for message in consuming.got}
+        assert not held.messages
+
+
+def test_acknowledgements_a_server_refuses_are_sent_again(
+    server: EmbeddedServer, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a write is refused for, one warning, and the tick sends them when it may."""
+    client.acl_setuser("worker", enabled=True, nopass=True, commands=["+@all"], keys=["*"],
+                       channels=["*"], reset=True)  # fmt: skip
+    try:
+        publish(server, range(3))
+        with Consuming(f"redis://worker:x@127.0.0.1:{server.port}/0") as consuming:
+            consuming.take(3)
+            client.acl_setuser("worker", commands=["-hdel"])
+            for message in consuming.got:
+                message.ack()
+            consuming.turn()
+            consuming.transport.cycle.tick()
+            assert client.hlen("unacked") == 3
+            client.acl_setuser("worker", commands=["+hdel"])
+            consuming.transport.cycle.tick()
+            assert client.hlen("unacked") == 0
+    finally:
+        client.acl_deluser("worker")
+    assert caplog.text.count("doesn't take acknowledgements now") == 1
+
+
 # Leases
 
 
@@ -495,6 +598,68 @@ def test_a_message_of_a_vanished_exchange_is_kept(
     consuming.qos.restore_visible(interval=1)
     assert client.hlen("unacked") == 0
     assert client.llen("golem:dead:envelopes") == 1
+
+
+def test_odd_records_keep_nothing_else_from_being_restored(
+    client: redis.Redis, consuming: Consuming
+) -> None:
+    """A sweep restores what it can; what belongs nowhere goes to the dead letters."""
+    odd = [
+        b"", b"{", b"[1]", b'[{}, ["x"], "golem"]', b'[{}, {"x": 1}, "golem"]', b'[{}, "", 7]',
+        b'[{}, "", "\\ud800"]', b'[{}, "", "unacked"]', b'[{}, "", "unacked_index"]',
+    ]  # fmt: skip
+    priorities = [float("inf"), float("-inf"), float("nan"), "x", [], None, 10**400]
+    records: dict[Any, Any] = {b"odd%d\xff" % place: record for place, record in enumerate(odd)}
+    for place, priority in enumerate(priorities):
+        message = {"properties": {"delivery_info": {}, "priority": priority}}
+        records[f"good{place}"] = json.dumps([message, "", "golem"])
+    client.hset("unacked", mapping=records)
+    client.zadd("unacked_index", dict.fromkeys(records, 1))
+    consuming.qos.restore_visible(interval=1)
+    assert client.hlen("unacked") == client.zcard("unacked_index") == 0
+    assert client.llen("golem:dead:envelopes") == len(odd)
+    assert sum(client.llen(name) for name in consuming.channel.lists()) == len(priorities)
+
+
+def test_a_record_for_a_forbidden_list_is_buried_alone(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    """A user limited to some keys still restores what goes to them."""
+    keys = ["golem*", "unacked*", "_kombu*"]
+    client.acl_setuser("some", enabled=True, nopass=True, commands=["+@all"], keys=keys,
+                       channels=["*"], reset=True)  # fmt: skip
+    message = {"body": "", "headers": {}, "properties": {"delivery_info": {}}}
+    for number, key in enumerate(["golem", "forbidden", "golem"]):
+        client.hset("unacked", f"t{number}", json.dumps([message, "", key]))
+        client.zadd("unacked_index", {f"t{number}": 1})
+    try:
+        with Consuming(f"redis://some:x@127.0.0.1:{server.port}/0", queues=()) as consuming:
+            consuming.qos.restore_visible(interval=1)
+    finally:
+        client.acl_deluser("some")
+    assert (client.llen("golem"), client.llen("golem:dead:envelopes")) == (2, 1)
+    assert client.hlen("unacked") == 0
+
+
+def test_a_sweep_refused_for_memory_is_tried_at_the_next_call() -> None:
+    """A full server keeps what its dead workers left, and the lease of what is held is renewed."""
+    with EmbeddedServer() as server, server.client() as client, Consuming(server.url) as consuming:
+        publish(server, [1, 2])
+        consuming.take(2)
+        abandoned, kept = (message.delivery_tag for message in consuming.got)
+        consuming.qos._delivered.pop(abandoned)
+        client.zadd("unacked_index", {abandoned: 1, kept: 1})
+        client.config_set("maxmemory", 1)
+        consuming.qos._vrestore_count = 0  # of ten calls, the first sweeps
+        consuming.qos.restore_visible()
+        assert client.zscore("unacked_index", kept) > 1
+        assert client.hexists("unacked", abandoned)
+        client.config_set("maxmemory", 0)
+        consuming.qos.restore_visible()
+        assert not client.hexists("unacked", abandoned)
+        assert consuming.take(3) == [1, 2, 1]
+        consuming.got[1].ack()
+        consuming.got[2].ack()
 
 
 # Connections that end
@@ -625,6 +790,114 @@ def test_adopting_while_the_server_is_away_changes_nothing() -> None:
             for message in old.got[1:]:
                 message.ack()
             newest.turn()
+            assert client.hlen("unacked") == 0
+
+
+def test_adopting_twice_takes_nothing_from_another_worker(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    """If the reply to an adoption is lost, the next leaves alone what others fetched since."""
+    publish(server, range(6))
+    old = Consuming(server.url)
+    old.take(6)
+    held = old.die()
+    old.got[0].ack()
+    old.got[1].reject(requeue=True)
+    same = Held(held.messages.copy(), held.settled.copy(), held.requeued.copy())
+    mine = {message.delivery_tag for message in old.got[2:4]}
+    one = Consuming(server.url, queues=())
+    assert one.qos.adopt(held, mine) == set()
+    one.qos._delivered.clear()
+    with Consuming(server.url) as other:
+        assert other.take(3) == [4, 5, 1]
+        with Consuming(server.url, queues=()) as two:
+            for tag in mine:  # what the first adoption renewed, its messages know
+                assert same.messages[tag].leased_at
+            assert two.qos.adopt(same, mine) == set()
+            assert two.qos._delivered.keys() == mine
+            assert client.hlen("unacked") == 5
+            assert client.llen("golem") == 0
+            for message in old.got[2:4]:
+                message.ack()
+        other.ack_all()
+    one.close()
+    assert client.hlen("unacked") == 0
+
+
+@pytest.mark.parametrize("refused", ["zscore", "hdel", "hmget"])
+def test_a_server_that_refuses_an_adoption_is_asked_on_the_next_connection(
+    server: EmbeddedServer, client: redis.Redis, refused: str
+) -> None:
+    """Such an error counts as a lost connection, which Celery survives, and nothing is lost."""
+    client.acl_setuser("worker", enabled=True, nopass=True, keys=["*"], channels=["*"],
+                       commands=["+@all", f"-{refused}"], reset=True)  # fmt: skip
+    publish(server, range(4))
+    old = Consuming(server.url)
+    old.take(4)
+    held = old.die()
+    old.got[0].ack()
+    mine = {old.got[1].delivery_tag}
+    try:
+        new = Consuming(f"redis://worker:x@127.0.0.1:{server.port}/0", queues=())
+        with pytest.raises(new.connection.connection_errors, match="Redis refuses"):
+            new.qos.adopt(held, mine)
+        held.absorb(new.die())
+    finally:
+        client.acl_deluser("worker")
+    with Consuming(server.url, queues=()) as newest:
+        assert newest.qos.adopt(held, mine) == set()
+        assert newest.qos._delivered.keys() == mine
+        assert client.llen("golem") == 2
+        old.got[1].ack()
+    assert client.hlen("unacked") == 0
+
+
+def test_adopting_tells_what_was_taken_even_if_leases_cannot_be_renewed(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    """The last step may fail: the lease is renewed with the next renewal."""
+    client.acl_setuser("worker", enabled=True, nopass=True, keys=["*"], channels=["*"],
+                       commands=["+@all", "-zadd"], reset=True)  # fmt: skip
+    publish(server, [1, 2])
+    old = Consuming(server.url)
+    old.take(2)
+    held = old.die()
+    tags = [message.delivery_tag for message in old.got]
+    client.zadd("unacked_index", {tags[0]: client.time()[0] + 10})  # as if another had it
+    try:
+        with Consuming(f"redis://worker:x@127.0.0.1:{server.port}/0", queues=()) as new:
+            assert new.qos.adopt(held) == {tags[0]}
+            new.transport.cycle.renew()
+            assert list(new.qos._delivered) == [tags[1]]
+    finally:
+        client.acl_deluser("worker")
+
+
+def test_a_full_server_lets_a_worker_adopt() -> None:
+    """Over maxmemory everything of an adoption works: only then is memory ever freed."""
+    with EmbeddedServer() as server, server.client() as client:
+        publish(server, range(5))
+        old = Consuming(server.url)
+        old.take(5)
+        old.turn_until(lambda: old.channel.fetcher._armed, "the consumer to wait")
+        publish(server, [5])
+        old.channel._disturb()
+        old.transport.cycle.on_poll_start()  # a fetch whose reply is never read
+        wait_until(lambda: client.llen("golem") == 0, "the server to run the fetch")
+        held = old.die()
+        old.got[0].ack()
+        old.got[1].reject(requeue=True)
+        client.script_flush()
+        client.config_set("maxmemory", 1)
+        mine = {old.got[2].delivery_tag}
+        with Consuming(server.url, consume=False) as new:
+            assert new.qos.adopt(held, mine) == set()
+            assert new.qos._delivered.keys() == mine
+            new.consumer.consume()
+            new.turn_until(lambda: len(new.got) == 4, "the rest")
+            assert sorted(numbers(new.got)) == [1, 3, 4, 5]
+            old.got[2].ack()
+            new.ack_all()
             assert client.hlen("unacked") == 0
 
 

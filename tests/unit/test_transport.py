@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import bz2
 import json
+import lzma
 import re
 import ssl
+import zlib
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from kombu.utils.json import loads as kombu_loads
 
 from worker.transport import Connection, Held, Message, Room, SentinelTransport, Transport
 from worker.transport.connection import socket_url
+from worker.transport.envelope import UnfitError, check
 from worker.transport.keys import Keys, script
 from worker.transport.messages import Delivery, load, parse_fetch, put_back
 
@@ -138,6 +143,103 @@ def test_the_glossary_names_every_key() -> None:
     glossary = script("fetch")
     for name in (keys.unacked, keys.index, keys.mutex, keys.deliveries, keys.fetch, keys.dead):
         assert re.search(rf"-- +{re.escape(name)}\S* +(list|hash|zset|string) ", glossary), name
+
+
+def decode_body(body: Any, encoding: Any) -> Any:
+    """Decode as kombu's ``Channel.decode_body``."""
+    return base64.b64decode(body) if encoding else body
+
+
+def compressed(body: bytes, method: Any, **headers: Any) -> dict[str, Any]:
+    """A message with a compressed body, as Celery sends it."""
+    return {
+        "body": base64.b64encode(body).decode(),
+        "headers": {"compression": method, **headers},
+        "properties": {"body_encoding": "base64"},
+    }
+
+
+@given(headers=st.none() | st.dictionaries(st.text(), JSON, max_size=3), body=JSON)
+def test_messages_of_any_other_protocol_are_let_through(headers: Any, body: Any) -> None:
+    """What names neither a task nor a compression is no concern of the check."""
+    named = {"task", "compression"}.intersection(headers or ())
+    if not named and not (isinstance(body, dict) and "task" in body):
+        check({"headers": headers, "body": json.dumps(body), "properties": {}}, decode_body, 10)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"task": "t", "id": "1"}, "{"),
+        ({}, '{"task": "t", "id": "1"}'),
+        ({}, "[" * 100_000),
+        (None, None),
+    ],
+)
+def test_ordinary_and_foreign_messages_pass_the_check(headers: Any, body: Any) -> None:
+    """Both protocols of Celery, and whatever else isn't a task at all."""
+    check({"headers": headers, "body": body, "properties": {}}, decode_body, 10)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ([], ""),
+        ("text", ""),
+        ({"task": ["t"], "id": "1"}, ""),
+        ({"task": {}, "id": "1"}, ""),
+        ({"task": None, "id": "1"}, ""),
+        ({"task": "t"}, ""),
+        ({"task": "t", "id": {}}, ""),
+        ({}, '{"task": [], "id": "1"}'),
+        ({}, '{"task": "t", "id": []}'),
+    ],
+)
+def test_what_celery_would_stumble_over_is_refused(headers: Any, body: str) -> None:
+    """Headers, task and id of the wrong type end stock Celery's consumer."""
+    with pytest.raises(UnfitError):
+        check({"headers": headers, "body": body, "properties": {}}, decode_body, 10)
+
+
+COMPRESSORS = {
+    "gzip": zlib.compress,
+    "application/x-gzip": zlib.compress,
+    "bzip2": bz2.compress,
+    "application/x-lzma": lzma.compress,
+}
+
+
+@pytest.mark.parametrize("method", COMPRESSORS)
+@pytest.mark.parametrize("size_bytes", [0, 999, 1_000, 1_001, 100_000])
+def test_a_compressed_body_is_bounded_to_the_byte(method: str, size_bytes: int) -> None:
+    """Up to the bound it passes; one byte more, and it is refused."""
+    message = compressed(COMPRESSORS[method](b"x" * size_bytes), method, task="t", id="1")
+    if size_bytes <= 1_000:
+        check(message, decode_body, 1_000)
+    else:
+        with pytest.raises(UnfitError, match="more than 1000 bytes"):
+            check(message, decode_body, 1_000)
+
+
+@pytest.mark.parametrize(
+    ("body", "method"),
+    [
+        (b"junk", "gzip"),
+        (b"junk", "bzip2"),
+        (b"junk", "lzma"),
+        (b"", "gzip"),
+        (zlib.compress(b"x" * 100)[:-6], "gzip"),
+        (bz2.compress(b"x") + bz2.compress(b"y" * 10_000), "bzip2"),
+        (lzma.compress(b"x") + lzma.compress(b"y" * 10_000), "lzma"),
+        (lzma.compress(b"x", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 28}]), "lzma"),
+        (b"x", "unheard of"),
+        (b"x", ["gzip"]),
+    ],
+)
+def test_a_body_that_is_no_bounded_stream_is_refused(body: bytes, method: Any) -> None:
+    """Neither a broken stream nor a second one behind a harmless first gets past the bound."""
+    with pytest.raises(UnfitError):
+        check(compressed(body, method), decode_body, 1_000)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -27,12 +27,17 @@ What a worker may use of it, with ``c`` a Celery consumer:
 ``taken = c.task_consumer.channel.qos.adopt(held, mine)``
     Install `held` on a new channel: its acknowledgements are sent, the messages whose delivery
     tags are in ``mine`` are kept, the others go back to the head of their queues. Returns the tags
-    another worker holds by now: drop what isn't running of them. It changes nothing if it raises;
-    then keep `held`, and ``held.absorb(later)`` what the next dying channel held.
+    another worker holds by now: drop what isn't running of them. If it raises (a connection error,
+    whether Redis is away or refuses) it installed nothing: then keep `held`, and
+    ``held.absorb(later)`` what the next dying channel held.
 ``qos.renew()``, ``qos.flush()``
     Renew the lease of all that is held; send pending acknowledgements. The transport calls both on
     its own: acknowledgements go out once per turn of the loop, the lease is renewed every quarter
     of ``visibility_timeout``, and Celery's shutdown keeps both going while it drains.
+
+The transport option ``max_message_bytes`` (64 MiB) bounds what a compressed body may grow to. A
+message beyond it, one with a task or id that is no string, and one that can't be read at all go to
+the list ``golem:dead:envelopes`` with a line in the log; no consumer sees them.
 
 Leases and sweeps here go by the Redis server's clock, so workers' clocks don't matter. A stock
 worker on the same queue sweeps by its own clock, what we hold included: beside one, keep clocks in

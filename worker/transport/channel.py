@@ -22,8 +22,8 @@ from kombu.transport import redis as stock
 
 from golem_tasks.contract import BULK_SUFFIX
 from worker.transport.commands import CommandChannel
+from worker.transport.envelope import MAX_MESSAGE_BYTES, UnfitError, check
 from worker.transport.fetcher import CONNECTION_LOST, Fetcher, ServerRefusesError, is_refusal
-from worker.transport.keys import DEAD_ENTRIES
 from worker.transport.messages import Fetched, Message, Room, Window, load
 from worker.transport.qos import QoS
 
@@ -44,6 +44,8 @@ class Channel(CommandChannel):
 
     QoS = QoS
     Message = Message
+    from_transport_options: Any = (*stock.Channel.from_transport_options, "max_message_bytes")
+    max_message_bytes = MAX_MESSAGE_BYTES
     _in_poll: Any
     _brpop_sent_at: Any
 
@@ -119,6 +121,12 @@ class Channel(CommandChannel):
             for queue in self._lookup(exchange, routing_key)
             if queue
         ]
+
+    def _get_message_priority(self, message: Any, reverse: bool = False) -> Any:
+        try:
+            return super()._get_message_priority(message, reverse)
+        except OverflowError:  # JSON has an Infinity, and kombu misses it
+            return super()._get_message_priority({"properties": {}}, reverse)
 
     # Fetching
 
@@ -225,12 +233,11 @@ class Channel(CommandChannel):
                 "%d messages in the queue were no Celery messages; they are in %s now",
                 fetched.buried, self.keys.dead,
             )  # fmt: skip
+        unfit = []
         for tag, raw, source, deliveries in fetched.deliveries:
-            try:
-                message = self.Message(load(raw), channel=self)
-            except Exception:
-                logger.exception("A message can't be decoded; it is in %s now", self.keys.dead)
-                self._bury(tag, raw)
+            message = self._readable(tag, raw)
+            if message is None:
+                unfit.append((tag, raw))
                 continue
             message.delivery_tag = tag
             message.deliveries = deliveries
@@ -238,13 +245,19 @@ class Channel(CommandChannel):
             message.leased_at = fetched.leased_at
             self.qos.hold(message)
             self._backlog.append(message)
+        self.qos.bury(unfit)  # last, since it may fail: then they come again after their lease
 
-    def _bury(self, tag: str, raw: bytes) -> None:
-        keys = self.keys
-        self.pipeline([
-            ("LPUSH", keys.dead, raw), ("LTRIM", keys.dead, 0, DEAD_ENTRIES - 1),
-            ("HDEL", keys.unacked, tag), ("ZREM", keys.index, tag),
-        ])  # fmt: skip
+    def _readable(self, tag: str, raw: bytes) -> Any:
+        """The message, or None with a line in the log that shows nothing of its content."""
+        try:
+            payload = load(raw)
+            check(payload, self.decode_body, self.max_message_bytes)
+            return self.Message(payload, channel=self)
+        except UnfitError as exc:
+            logger.error("Message %s is refused: %s; it is in %s now", tag, exc, self.keys.dead)  # noqa: TRY400 - the reason is enough
+        except Exception:
+            logger.exception("Message %s can't be decoded; it is in %s now", tag, self.keys.dead)
+        return None
 
     def deliver_backlog(self) -> bool:
         """Hand out what was fetched; what a consumer's exception leaves is handed out next time."""
@@ -273,14 +286,20 @@ class Channel(CommandChannel):
         """Consume from a queue; one without acknowledgement makes the whole channel stock."""
         self._consuming[queue] = callback
         (self._unacknowledged.add if no_ack else self._unacknowledged.discard)(queue)
-        self.fetcher.disturb()
+        self._disturb()
         return super().basic_consume(queue, no_ack, callback, *args, **kwargs)
+
+    def _disturb(self) -> None:
+        """Watch other lists from now on: fetch again even if the last answer was "none"."""
+        self.fetcher.disturb()
+        if self._in_poll and self.fetcher.owns(self._in_poll) and not self.fetcher.engaged:
+            self._in_poll = None  # else the poller would wait for a push of the old lists
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         queue = self._tag_to_queue.get(consumer_tag, "")
         result = super()._basic_cancel(consumer_tag)
         self._consuming.pop(queue, None)
-        self.fetcher.disturb()
+        self._disturb()
         if not self.active_queues and self.fetcher.fetching:
             # Nobody will read the reply, and until the lease ends nobody else gets what is in it.
             self.client.connection.disconnect()
@@ -298,3 +317,8 @@ class Channel(CommandChannel):
 
 class SentinelChannel(Channel, stock.SentinelChannel):
     """The channel for servers found through Redis Sentinel."""
+
+    from_transport_options: Any = (
+        *stock.SentinelChannel.from_transport_options,
+        "max_message_bytes",
+    )

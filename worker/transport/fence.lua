@@ -4,11 +4,9 @@
 -- ARGV[1] TTL of the fence, s
 -- Returns the delivery tags of the channel's latest fetch, the same ones each time.
 
+-- An old fence goes first; LREM also lets a server over its maxmemory go on.
+redis.call('LREM', KEYS[1], 1, '')
 local tags = redis.call('LRANGE', KEYS[1], 0, -1)
-if tags[1] == '' then
-  table.remove(tags, 1)
-else
-  redis.call('LPUSH', KEYS[1], '')
-end
+redis.call('LPUSH', KEYS[1], '')
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 return tags

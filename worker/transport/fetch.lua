@@ -67,7 +67,8 @@ local function envelope(raw)
   local info = type(found) == 'table' and found.delivery_info
   if type(info) ~= 'table' then return end
   local tag, exchange, key = found.delivery_tag, text(info.exchange), text(info.routing_key)
-  if type(tag) ~= 'string' or tag == '' or not exchange or not key then return end
+  if type(tag) ~= 'string' or not exchange or not key then return end
+  if not tag:find('^[ -~]+$') then return end  -- kombu's are UUIDs; others may not even be text
   return tag, exchange, key, info.redelivered == true
 end
 

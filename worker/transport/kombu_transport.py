@@ -6,14 +6,18 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from kombu.log import get_logger
 from kombu.transport import redis as stock
 
 from worker.transport.channel import Channel, SentinelChannel
+from worker.transport.fetcher import CONNECTION_LOST
 from worker.transport.messages import Window
 from worker.transport.poller import RENEWALS_PER_LEASE, Poller
 from worker.transport.qos import QoS
 
 __all__ = ["SentinelTransport", "Transport"]
+
+logger = get_logger(__name__)
 
 STALE_ACK_S = 0.05
 """Without an event loop: how long an acknowledgement may wait for the batch's others."""
@@ -60,7 +64,7 @@ class Transport(stock.Transport):
         """Something is to be told to Redis: at the end of the turn, or of the batch handed out."""
         if self._loop is not None:
             if first:
-                self._loop.call_soon(qos.flush)
+                self._loop.call_soon(_flush, qos)
         elif not self.delivering or monotonic() - qos.pending_since_s > STALE_ACK_S:
             qos.flush()
 
@@ -88,6 +92,17 @@ class SentinelTransport(Transport, stock.SentinelTransport):
     """The transport for servers found through Redis Sentinel."""
 
     Channel = SentinelChannel
+
+
+def _flush(qos: QoS) -> None:
+    """Send what is pending without raising: the loop would drop the turn's other callbacks.
+
+    Among those are further acknowledgements. The tick tries again, and says that Redis is away.
+    """
+    try:
+        qos.try_flush()
+    except CONNECTION_LOST as exc:
+        logger.debug("Acknowledgements wait for Redis: %s", exc)
 
 
 def _nothing() -> None:

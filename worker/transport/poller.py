@@ -8,6 +8,7 @@ from typing import Any
 
 from kombu.log import get_logger
 from kombu.transport.redis import MultiChannelPoller
+from redis.exceptions import ResponseError
 
 __all__ = ["Poller"]
 
@@ -36,7 +37,7 @@ class Poller(MultiChannelPoller):
         """Send what is pending and repeat questions that are old: once per second."""
         for channel in tuple(self._channels):
             if channel.settles:
-                channel.qos.flush()
+                channel.qos.try_flush()
                 channel.ask_again()
 
     def renew(self) -> None:
@@ -47,6 +48,8 @@ class Poller(MultiChannelPoller):
                     channel.qos.renew()
                 except channel.connection_errors as exc:
                     logger.debug("Leases can't be renewed now: %s", exc)
+                except ResponseError as exc:
+                    logger.warning("Redis refuses to renew leases now: %s", exc)
 
     def on_poll_start(self) -> None:
         """Hand out what is left of a batch, then let the channels fetch."""

@@ -7,7 +7,7 @@ wait for the next connection, and what a dying channel holds can be adopted by t
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from time import monotonic, time
 from typing import Any, cast
@@ -15,8 +15,10 @@ from typing import Any, cast
 from kombu.log import get_logger
 from kombu.transport import redis as stock
 from kombu.transport import virtual
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from worker.transport.fetcher import CONNECTION_LOST
 from worker.transport.messages import Held, Message
 from worker.transport.restoring import Restorer
 
@@ -97,11 +99,29 @@ class QoS(stock.QoS):
                 spent = self.channel.fetcher.spent_receipt()
                 self._send_settled(sending.settled, [spent] if spent else [])
                 self._put_back(sending.requeued.items(), to_head=False, uncount=False)
+                self._complaint = ""
         except BaseException:
             with self._lock:
                 sending.absorb(self._pending)
                 self._pending = sending
             raise
+
+    def try_flush(self) -> None:
+        """Flush; a server that refuses costs a log line and is asked again with the next flush.
+
+        Raises:
+            redis.exceptions.ConnectionError: the server couldn't be reached, twice in a row.
+        """
+        try:
+            self.flush()
+        except ResponseError as exc:
+            # Such as a disk full, or a read-only replica after a failover.
+            self._complain("Redis doesn't take acknowledgements now; they wait", exc)
+
+    def _complain(self, what: str, exc: ResponseError) -> None:
+        if str(exc) != self._complaint:
+            self._complaint = str(exc)
+            logger.warning("%s: %s", what, exc)
 
     def _send_settled(self, settled: dict[str, bool], garbage: Iterable[str] = ()) -> None:
         """Remove the records of settled messages, their delivery counts, and other `garbage`."""
@@ -146,23 +166,30 @@ class QoS(stock.QoS):
             Tags whose messages another worker has fetched meanwhile, since their lease had run out.
 
         Raises:
-            redis.exceptions.ConnectionError: the server is away again; nothing has changed here.
+            redis.exceptions.ConnectionError: the server is away again or refuses; nothing has
+                changed here, and another call with the same `held` goes on where this one ended.
         """
+        try:
+            return self._adopt(held, mine)
+        except ResponseError as exc:
+            # Celery reconnects after a lost connection only; any other error would end the worker.
+            raise RedisConnectionError(
+                f"Redis refuses to take over what the last connection held: {exc}"
+            ) from exc
+
+    def _adopt(self, held: Held, mine: Collection[str] | None) -> set[str]:
+        taken = self._taken({**held.messages, **held.requeued})
         kept = {tag: m for tag, m in held.messages.items() if mine is None or tag in mine}
-        others = [(tag, m) for tag, m in held.messages.items() if tag not in kept]
+        others = [
+            (tag, m) for tag, m in held.messages.items() if tag not in kept and tag not in taken
+        ]
+        requeued = [(tag, m) for tag, m in held.requeued.items() if tag not in taken]
         known = held.messages.keys() | held.settled.keys() | held.requeued.keys()
         unread = [(tag, None) for tag in self._unread(held.receipts) if tag not in known]
         self._send_settled(held.settled)
-        self._put_back(held.requeued.items(), to_head=False, uncount=False)
+        self._put_back(requeued, to_head=False, uncount=False)
         self._put_back([*others, *unread], to_head=True, uncount=True)
-        tags = list(kept)
-        scores = self.channel.pipeline([("ZSCORE", self.channel.keys.index, tag) for tag in tags])
-        taken = {
-            tag
-            for tag, score in zip(tags, scores, strict=True)
-            # No score at all is no proof that another has it: a server may have lost its data.
-            if score is not None and kept[tag].leased_at and score != float(kept[tag].leased_at)
-        }
+        # From here on nothing fails, so what was put back isn't put back again.
         for tag, message in kept.items():
             if tag not in taken:
                 message.channel = self.channel
@@ -171,8 +198,23 @@ class QoS(stock.QoS):
         held.requeued.clear()
         held.receipts.clear()
         held.messages.clear()
-        self.renew()
-        return taken
+        try:
+            self.renew()
+        except (*CONNECTION_LOST, ResponseError) as exc:
+            logger.debug("Adopted leases are renewed later: %s", exc)
+        return taken & kept.keys()
+
+    def _taken(self, messages: dict[str, Message]) -> set[str]:
+        """Tags whose lease isn't the one we began: another worker has fetched these messages."""
+        scores = self.channel.pipeline(
+            [("ZSCORE", self.channel.keys.index, tag) for tag in messages]
+        )
+        return {
+            tag
+            for (tag, message), score in zip(messages.items(), scores, strict=True)
+            # No score at all is no proof that another has it: a server may have lost its data.
+            if score is not None and message.leased_at and score != float(message.leased_at)
+        }
 
     def renew(self) -> None:
         """Begin the lease of everything held anew."""
@@ -198,6 +240,13 @@ class QoS(stock.QoS):
         self._put_back(items, to_head=True, uncount=True)
         for tag, _ in items:
             virtual.QoS.ack(self, tag)
+
+    def bury(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """Move fetched messages nobody can read, given by tag and text, to the dead letters."""
+        try:
+            self._restorer.bury(items)
+        except ResponseError as exc:
+            self._complain("Unreadable messages stay in Redis until their lease ends", exc)
 
     def restore_unread(self, receipt: str) -> None:
         """Put back what a fetch popped for us whose reply we shall not see."""
@@ -228,11 +277,11 @@ class QoS(stock.QoS):
             if receipt := self.channel.surrender():
                 self.restore_unread(receipt)
             super().restore_unacked_once(stderr)
-        except self.channel.connection_errors as exc:
+        except (*self.channel.connection_errors, ResponseError) as exc:
             if held:
                 logger.warning(
-                    "Redis is away (%s) while a channel with %d messages closes; they are "
-                    "delivered again within %g s.", exc, held, self.visibility_timeout,
+                    "Redis is away or refuses (%s) while a channel with %d messages closes; they "
+                    "are delivered again within %g s.", exc, held, self.visibility_timeout,
                 )  # fmt: skip
             self._delivered.clear()
             self._pending = Held()
@@ -257,10 +306,9 @@ class QoS(stock.QoS):
                 self._restorer.sweep(num)
             self._vrestore_count += not self.channel.stock_only  # stock counts for itself
         except ResponseError as exc:
-            # Such as no memory left for the mutex. The next sweep may do better; work goes on.
-            if str(exc) != self._complaint:
-                self._complaint = str(exc)
-                logger.warning("Messages of dead workers can't be restored now: %s", exc)
+            # Such as no memory left for the mutex. Not being counted, the sweep is due again at
+            # the timer's next call; work goes on meanwhile.
+            self._complain("Messages of dead workers can't be restored now", exc)
 
     def _put_back(
         self, items: Iterable[tuple[str, Message | None]], *, to_head: bool, uncount: bool

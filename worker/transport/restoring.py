@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from kombu.log import get_logger
-from redis.exceptions import LockError
+from redis.exceptions import LockError, RedisError, ResponseError
 
-from worker.transport.keys import DELIVERIES_TTL_S
+from worker.transport.keys import DEAD_ENTRIES, DELIVERIES_TTL_S
 from worker.transport.messages import Message, put_back
 
 __all__ = ["Restorer"]
@@ -20,6 +20,15 @@ CHUNK = 100
 """Messages restored by one script call."""
 SWEEP_ROUNDS = 50
 """Chunks one sweep restores at most; the next sweep goes on."""
+
+
+class _Item(NamedTuple):
+    """A message to put back."""
+
+    tag: str | bytes
+    raw: str | bytes
+    lists: list[str]
+    """Where it goes; none for the dead letters."""
 
 
 class Restorer:
@@ -39,13 +48,17 @@ class Restorer:
             )
             self._restore(
                 [
-                    (tag, record, message.source if message else None)
+                    self._item(tag, record, message.source if message else None)
                     for (tag, message), record in zip(chunk, records, strict=True)
                     if record is not None
                 ],
                 to_head=to_head,
                 uncount=uncount,
             )
+
+    def bury(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """Move messages, given by tag and text, to the dead letters."""
+        self._restore([_Item(tag, raw, []) for tag, raw in items], to_head=True)
 
     def sweep(self, limit: int | None = None) -> None:
         """Restore messages whose lease ran out, unless another worker is doing it now."""
@@ -60,7 +73,7 @@ class Restorer:
         highest, *pairs = self._channel.run("expired", [keys.unacked, keys.index], [lease_s, limit])
         records = dict(zip(pairs[::2], pairs[1::2], strict=True))
         restored = self._restore(
-            [(tag.decode(), record, None) for tag, record in records.items()],
+            [self._item(tag, record, None) for tag, record in records.items()],
             to_head=True,
             highest=highest,
         )
@@ -84,34 +97,59 @@ class Restorer:
             except LockError:
                 logger.debug("The sweep took longer than the mutex lasts")
 
-    def _restore(
+    def _restore(self, items: Sequence[_Item], **how: Any) -> int:
+        """Run restore.lua; one message the server won't put back is buried, the others aren't."""
+        if not items:
+            return 0
+        try:
+            return self._run(items, **how)
+        except ResponseError:
+            # Such as a list this user may not touch. What is refused is refused before a change.
+            return sum(self._restore_alone(item, **how) for item in items)
+
+    def _restore_alone(self, item: _Item, **how: Any) -> int:
+        try:
+            return self._run([item], **how)
+        except ResponseError as exc:
+            # If the dead letters are refused too, the trouble is the server's: this raises.
+            restored = self._run([item._replace(lists=[])], **how)
+            dead = self._channel.keys.dead
+            logger.error("Message %s can't be put back (%s); it is in %s now", item.tag, exc, dead)  # noqa: TRY400 - the reason is enough
+            return restored
+
+    def _run(
         self,
-        records: Sequence[tuple[str, bytes, str | None]],
+        items: Sequence[_Item],
         *,
         to_head: bool,
         uncount: bool = False,
         highest: bytes | str = "",
     ) -> int:
-        """Run restore.lua for records of (tag, entry of ``unacked``, list or None)."""
-        if not records:
-            return 0
         keys = self._channel.keys
         where, undo = "head" if to_head else "tail", "uncount" if uncount else ""
-        arguments: list[Any] = [where, highest, undo, keys.deliveries, DELIVERIES_TTL_S]
+        arguments: list[Any] = [
+            where, highest, undo, keys.deliveries, DELIVERIES_TTL_S, DEAD_ENTRIES,
+        ]  # fmt: skip
         lists: dict[str, int] = {}
-        for tag, record, source in records:
-            raw, targets = self._destination(record, source)
-            positions = [str(lists.setdefault(target, len(lists) + 1)) for target in targets]
-            arguments += [tag, " ".join(positions), raw]
-        return int(self._channel.run("restore", [keys.unacked, keys.index, *lists], arguments))
+        for item in items:
+            positions = [str(lists.setdefault(target, len(lists) + 1)) for target in item.lists]
+            arguments += [item.tag, " ".join(positions), item.raw]
+        names = [keys.unacked, keys.index, keys.dead, *lists]
+        return int(self._channel.run("restore", names, arguments))
 
-    def _destination(self, record: bytes, source: str | None) -> tuple[str | bytes, list[str]]:
-        """The message to push, and onto which lists."""
-        dead = [self._channel.keys.dead]
+    def _item(self, tag: str | bytes, record: bytes, source: str | None) -> _Item:
+        """What to push for a record of ``unacked``, and onto which lists."""
         try:
             raw, exchange, routing_key, priority = put_back(record)
-        except (ValueError, RecursionError):  # cjson took it, Python doesn't
-            return record, dead
-        if source is not None:
-            return raw, [source]
-        return raw, self._channel.lists_for(exchange, routing_key, priority) or dead
+            if source is not None:
+                return _Item(tag, raw, [source])
+            lists = self._channel.lists_for(exchange, routing_key, priority)
+            for name in lists:
+                name.encode()  # half a surrogate pair can't be sent
+        except (RedisError, OSError):
+            raise
+        except Exception as exc:  # noqa: BLE001 - one odd record must not keep the others back
+            logger.error("The record of message %s is odd (%s); it is in %s now",  # noqa: TRY400 - no trace: it may hold content
+                         tag, type(exc).__name__, self._channel.keys.dead)  # fmt: skip
+            return _Item(tag, record, [])
+        return _Item(tag, raw, lists)

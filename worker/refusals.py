@@ -1,0 +1,287 @@
+"""Refusals: what becomes of a message that can't become a request.
+
+Stock Celery ends the worker, or reconnects for ever, on a message whose body isn't a triple or that
+has no id, and prints the whole body, the user's text in it, of one it can't decode or whose task it
+doesn't know, whose job then stays PENDING. Here the producer gets a FAILURE, errbacks and chord
+learn of it, the queue moves, and the log names id, task and size and never the content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery import signals, states
+from celery.app.task import Context
+from celery.exceptions import BackendError, InvalidTaskError, NotRegistered
+from celery.utils.log import get_logger
+from celery.utils.time import maybe_iso8601, maybe_make_aware, timezone
+from celery.worker.consumer import Consumer
+from kombu.exceptions import KombuError, OperationalError
+from redis.exceptions import ResponseError
+
+from golem_tasks.errors import InvalidJob
+from worker.dispatch import RETRY_S
+from worker.results import refuses_for_now
+
+__all__ = ["RefusingConsumer"]
+
+logger = get_logger(__name__)
+
+READABLE_TIMES = 4
+"""A message this many times over the size limit isn't even decoded for its errbacks."""
+_SHOWN_CHARS = 200
+
+_UNREADABLE = (
+    ArithmeticError,  # a date beyond what a clock can show
+    AttributeError,
+    InvalidTaskError,
+    KombuError,
+    RecursionError,  # JSON nested a thousand deep
+    TypeError,
+    ValueError,
+)
+
+_LISTS = ("callbacks", "errbacks", "chain")
+
+Handler = Callable[[Any, Any, Any, Any, Any], Any]
+"""Celery's "strategy": takes message, body, ack, reject and callbacks."""
+
+
+class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
+    """Celery's consumer, which settles what it can't use and keeps the content out of the log."""
+
+    def update_strategies(self) -> None:
+        """Put a check of the message before every task's strategy."""
+        super().update_strategies()
+        for name, handle in list(self.strategies.items()):
+            self.strategies[name] = self._checked(handle)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """Take out what Celery's own handler would raise on: a task that isn't named by a string.
+
+        Our transport has done so already; the stock one hasn't.
+        """
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_message(message: Any) -> None:
+            named = message.headers
+            if "task" not in named:  # protocol 1 has it in the body
+                payload = self._payload(message)
+                named = payload if isinstance(payload, dict) else {}
+            if isinstance(named.get("task"), str):
+                handle(message)
+            else:
+                self.on_unknown_message(None, message)
+
+        return on_message
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Settle a message whose compression or content can't be undone."""
+        self._refuse(message, _unreadable(exc), exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002 - Celery's
+        """Settle a message that names no task."""
+        self._refuse(message, InvalidJob.because("task", "must be named in the headers"))
+        signals.task_rejected.send(sender=self, message=message, exc=None)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
+        """Settle a message Celery calls invalid."""
+        self._refuse(message, _unreadable(exc), exc)
+        signals.task_rejected.send(sender=self, message=message, exc=exc)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
+        """Settle a message of a task this worker doesn't have, as stock Celery would."""
+        name, task_id = self._task_name(message), self._job_id(message)
+        self._refuse(message, NotRegistered(name))
+        if self.event_dispatcher:
+            fields = {"uuid": task_id, "exception": f"NotRegistered({name!r})"}
+            self.event_dispatcher.send("task-failed", **fields)
+        signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=task_id)
+
+    def _checked(self, handle: Handler) -> Handler:
+        """The strategy `handle` behind a check of the message."""
+        app = self.app
+        max_bytes = app.golem_settings.max_message_bytes
+
+        def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
+            try:
+                _check(message, max_bytes, app)
+                handle(message, body, ack, reject, callbacks)
+            except self.connection_errors as exc:
+                if not isinstance(exc, KeyError):  # kombu counts KeyError among connection errors
+                    raise
+                self._refuse(message, InvalidJob.because("headers", f"lack {exc}"), exc)
+            except InvalidJob as exc:
+                self._refuse(message, exc)
+            except (ResponseError, BackendError) as exc:  # of a job that was revoked or expired
+                if isinstance(exc, ResponseError) and not refuses_for_now(exc):
+                    self._refuse(message, _unreadable(exc), exc)
+                else:
+                    self._later(message, exc, on_message, message, body, ack, reject, callbacks)
+            except _UNREADABLE as exc:
+                self._refuse(message, _unreadable(exc), exc)
+
+        return on_message
+
+    def _refuse(self, message: Any, error: Exception, cause: BaseException | None = None) -> None:
+        """Store the failure, tell errbacks and chord, then acknowledge.
+
+        Args:
+            message: kombu's.
+            error: what the producer gets.
+            cause: set if the error quotes a foreign one, whose words may quote the content.
+        """
+        task_id, name = self._job_id(message), self._task_name(message)
+        if task_id is not None:
+            try:
+                self._fail(message, task_id, name, error)
+            except (ResponseError, BackendError, OperationalError) as exc:
+                self._later(message, exc, self._refuse, message, error, cause)
+                return
+        logger.warning(
+            "Refused a message of job %.200s (task %.200s, %d bytes): %.200s",
+            task_id,
+            name,
+            len(message.body or ""),
+            error if cause is None else type(cause).__name__,
+        )
+        message.ack_log_error(logger, ())
+
+    def _fail(self, message: Any, task_id: str, name: str, error: Exception) -> None:
+        backend = self.app.backend
+        context = self._context(message, task_id, name)
+        backend.store_result(task_id, error, states.FAILURE, request=context)
+        if not (context.chord or context.errbacks or context.chain):
+            return
+        try:
+            backend.mark_as_failure(task_id, error, request=context)
+        except Exception as exc:
+            passes = isinstance(exc, ResponseError) and refuses_for_now(exc)
+            lost = isinstance(exc, self.connection_errors) and not isinstance(exc, KeyError)
+            if passes or lost or isinstance(exc, OperationalError):
+                raise
+            # Signatures of the producer's own making; its job is settled all the same.
+            kind = type(exc).__name__
+            logger.warning("What follows the refused job %.200s can't be called: %s", task_id, kind)
+
+    def _later(self, message: Any, exc: Exception, action: Callable[..., Any], *args: Any) -> None:
+        """Keep a message whose end can't be stored, as when Redis is full, and try again."""
+        logger.warning(
+            "The end of job %.200s can't be stored (%s); the next try is in %d s.",
+            self._job_id(message),
+            exc,
+            RETRY_S,
+        )
+
+        def again() -> None:
+            # After a lost connection the message is in the queue again.
+            if self.task_consumer and message.channel is self.task_consumer.channel:
+                action(*args)
+
+        self.timer.call_after(RETRY_S, again)
+
+    def _payload(self, message: Any) -> Any:
+        """The decoded body, or None if it can't be decoded or isn't worth it."""
+        most = READABLE_TIMES * self.app.golem_settings.max_message_bytes
+        if message.errors or len(message.body or "") > most:
+            return None
+        try:
+            return message.payload
+        except Exception:  # noqa: BLE001 - whatever a serializer raises
+            return None
+
+    def _job_id(self, message: Any) -> str | None:
+        task_id = message.headers.get("id") or message.properties.get("correlation_id")
+        return task_id if isinstance(task_id, str) and _encodable(task_id) else None
+
+    def _task_name(self, message: Any) -> str:
+        name = message.headers.get("task")
+        if name is None and isinstance(payload := self._payload(message), dict):
+            name = payload.get("task")
+        return name if isinstance(name, str) else "unknown"
+
+    def _context(self, message: Any, task_id: str, name: str) -> Context:
+        """What Celery's backend needs to fail a job's chord, chain and errbacks with it."""
+        headers, payload = message.headers, self._payload(message)
+        is_triple = isinstance(payload, list) and len(payload) == 3  # noqa: PLR2004 - the protocol's
+        embed = payload[2] if is_triple and isinstance(payload[2], dict) else {}
+        group, index = headers.get("group"), headers.get("group_index")
+        return Context(
+            id=task_id,
+            task=name,
+            delivery_info={},
+            root_id=headers.get("root_id"),
+            parent_id=headers.get("parent_id"),
+            group=group if isinstance(group, str) else None,
+            group_index=index if isinstance(index, int) else None,
+            chord=embed.get("chord") if isinstance(embed.get("chord"), dict) else None,
+            **{key: embed.get(key) for key in ("errbacks", "chain") if _is_list(embed.get(key))},
+        )
+
+
+def _check(message: Any, max_bytes: int, app: Any) -> None:
+    """Refuse what Celery would stumble over.
+
+    Raises:
+        InvalidJob: with the field and the reason, none of which quotes the content.
+        ArithmeticError, AttributeError, TypeError, ValueError, KombuError: it can't be read.
+    """
+    if len(message.body or "") > max_bytes:
+        reason = f"has {len(message.body)} bytes, {max_bytes} are allowed"
+        raise InvalidJob.because("message", reason)
+    _check_headers(message.headers, app)
+    payload = message.payload
+    if not isinstance(payload, list | tuple) or len(payload) != 3:  # noqa: PLR2004 - the protocol's
+        raise InvalidJob.because("body", "must be [args, kwargs, embed], Celery's protocol 2")
+    args, kwargs, embed = payload
+    if not isinstance(args, list):
+        raise InvalidJob.because("args", "must be a list")
+    if not isinstance(kwargs, dict):
+        raise InvalidJob.because("kwargs", "must be an object")
+    if not isinstance(embed, dict | None):
+        raise InvalidJob.because("embed", "must be an object")
+    if embed:
+        _check_embed(embed)
+
+
+def _check_headers(headers: dict[str, Any], app: Any) -> None:
+    task_id = headers.get("id")
+    if not isinstance(task_id, str) or not _encodable(task_id):
+        raise InvalidJob.because("id", "must be a string in the message's headers")
+    if not isinstance(headers.get("group"), str | None):
+        raise InvalidJob.because("group", "must be a string")
+    index = headers.get("group_index")
+    if not isinstance(index, int | None) or isinstance(index, bool):
+        raise InvalidJob.because("group_index", "must be an integer")  # Redis would refuse it
+    if eta := headers.get("eta"):
+        # Celery prints a job's arguments when no timer can be set for this.
+        timezone.to_system(maybe_make_aware(maybe_iso8601(eta), app.timezone)).timestamp()
+
+
+def _check_embed(embed: dict[str, Any]) -> None:
+    """Leave in it only what is Celery's: all of it overrides the request, its id included."""
+    for name in embed.keys() - {*_LISTS, "chord"}:
+        del embed[name]
+    for name in _LISTS:
+        value = embed.get(name)
+        if value is not None and not _is_list(value):
+            raise InvalidJob.because(name, "must be a list of Celery signatures")
+    if not isinstance(embed.get("chord"), dict | None):
+        raise InvalidJob.because("chord", "must be a Celery signature")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which no key in Redis can hold
+        return False
+    return True
+
+
+def _unreadable(exc: BaseException) -> InvalidJob:
+    return InvalidJob.because("message", f"can't be read: {str(exc)[:_SHOWN_CHARS]}")
