@@ -253,10 +253,18 @@ def _options(given: dict[str, Any]) -> Options:
 
 
 def _item(text: Any, pair: Any, index: str, limits: Limits) -> TextItem:
-    checked = check_text(text, f"text{index and 's' + index}", limits)
+    """Check one text; `index` is its place in a list, such as ``s[3]``, for the error's field."""
+    checked = check_text(text, "text" + index, limits)
     if pair is None:
         return TextItem(checked)
-    return TextItem(checked, check_text(pair, f"text_pair{index and 's' + index}", limits))
+    return TextItem(checked, check_text(pair, "text_pair" + index, limits))
+
+
+def _refusal(text: Any, pair: Any, index: str, limits: Limits) -> TextItem | InvalidJob:
+    try:
+        return _item(text, pair, index, limits)
+    except InvalidJob as exc:
+        return exc
 
 
 def _items(texts: Any, pairs: Any, limits: Limits) -> tuple[TextItem | InvalidJob, ...]:
@@ -277,9 +285,10 @@ def _items(texts: Any, pairs: Any, limits: Limits) -> tuple[TextItem | InvalidJo
     items: list[TextItem | InvalidJob] = []
     for number, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
         try:
-            items.append(_item(text, pair, f"[{number}]", limits))
-        except InvalidJob as exc:
-            items.append(exc)
+            items.append(_item(text, pair, "s", limits))
+        except InvalidJob:
+            # Checked again for the error's sake: naming each text's place would cost every text.
+            items.append(_refusal(text, pair, f"s[{number}]", limits))
     return tuple(items)
 
 

@@ -82,6 +82,8 @@ def _broker(settings: WorkerSettings) -> dict[str, Any]:
         # Sending LPUSH again after a time-out would enqueue a callback twice.
         "retry_on_timeout": False,
         "max_connections": 20,
+        # A compressed body larger than this is dropped unread; up to it, it is refused in words.
+        "max_message_bytes": 2 * settings.max_message_bytes,
         "global_keyprefix": settings.global_keyprefix,
         "master_name": settings.sentinel_master,
         # The interactive queue before bulk, instead of one message from each in turn.
@@ -93,6 +95,7 @@ def _broker(settings: WorkerSettings) -> dict[str, Any]:
         "broker_connection_timeout": settings.connect_timeout_s,
         "broker_connection_retry_on_startup": True,  # a worker may start before its Redis
         "broker_connection_max_retries": None,  # Redis comes back; the default gives up after 100
+        "broker_channel_error_retry": True,  # a full or failing-over Redis will allow it again
         "task_serializer": "json",
         "accept_content": ["json"],  # a pickle in the queue would run code
         "task_queues": [Queue(settings.queue), Queue(settings.bulk_queue)],
