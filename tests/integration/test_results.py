@@ -90,6 +90,17 @@ def test_a_job_cancelled_while_it_was_computed_keeps_its_cancellation(
     assert stored_by_a_stock_client(server, app, "wanted").result == "answer"
 
 
+def test_a_retry_is_stored_and_its_outcome_replaces_it(server: EmbeddedServer, app: Celery) -> None:
+    """RETRY in one dispatch, SUCCESS in a later one: a client sees the one, then the other."""
+    with app.backend.dispatch(["again"]):
+        app.backend.mark_as_retry("again", ValueError("not yet"))
+    assert stored_by_a_stock_client(server, app, "again").state == states.RETRY
+    with app.backend.dispatch(["again"]) as known:
+        assert known["again"]["status"] == states.RETRY
+        app.backend.store_result("again", "answer", states.SUCCESS)
+    assert stored_by_a_stock_client(server, app, "again").result == "answer"
+
+
 def test_every_result_has_a_time_to_live(server: EmbeddedServer, app: Celery) -> None:
     """Nothing of a dispatch stays in Redis for ever."""
     app.conf.result_expires = 77
