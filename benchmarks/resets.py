@@ -31,8 +31,10 @@ _BACKLOG = "resets"
 _POLL_S = 0.005
 _QUIET_S = 30.0
 """A worker without a new answer for so long won't give one: longer than any reconnection takes."""
-# About 700 texts a second: slow enough that resets fall into running micro-batches.
-_GPU_ENV = {"BENCH_LAUNCH_MS": "5", "BENCH_TOKEN_US": "58", "BENCH_ROW_TOKENS": "24"}
+_PHASE_S = 0.02
+"""A reset waits a random moment, so that it isn't tied to what a worker does after an answer."""
+TOKEN_US = 58.0
+"""About 700 texts a second: slow enough that resets fall into running micro-batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +85,34 @@ def held_ids(client: Any) -> frozenset[str]:
     return frozenset(json.loads(raw)[0]["headers"]["id"] for raw in client.hvals("unacked"))
 
 
-def run(bench: Bench, contender: Contender, *, jobs: int, resets: int, seed: int) -> Outcome:
-    """Run one contender through the resets; the server is emptied before."""
+def run(
+    bench: Bench,
+    contender: Contender,
+    *,
+    jobs: int,
+    resets: int,
+    seed: int,
+    token_us: float = TOKEN_US,
+) -> Outcome:
+    """Run one contender through the resets; the server is emptied before.
+
+    With a `token_us` of 0 the model costs nothing, and the resets fall into the plumbing instead.
+    """
     bench.clear(everything=True)
     texts = make_texts(jobs)
     ids = bench.prepare(_BACKLOG, texts)
     log = bench.folder / f"{contender.name}-runs.log"
     log.unlink(missing_ok=True)
     worker = RunningWorker(
-        contender, bench.server, bench.folder, engine=GPU, env=_GPU_ENV | {"BENCH_LOG": str(log)}
+        contender, bench.server, bench.folder, engine=GPU, env=_gpu(token_us, str(log))
     )
     with worker:
         bench.warm_up(100)
         before = worker.parent_usage()
         begun_s = time.monotonic()
         bench.release(_BACKLOG, keep=False)
-        hit, restarts = _harass(bench, worker, schedule(jobs, resets, seed), jobs)
+        points = schedule(jobs, resets, seed)
+        hit, restarts = _harass(bench, worker, points, jobs, random.Random(seed))  # noqa: S311 - a schedule
         wall_s = time.monotonic() - begun_s
         after = worker.parent_usage()
         judged = list(verdicts(bench.answers, ids, texts))
@@ -114,8 +128,18 @@ def run(bench: Bench, contender: Contender, *, jobs: int, resets: int, seed: int
     )
 
 
+def _gpu(token_us: float, log: str) -> dict[str, str]:
+    launch_ms = "5" if token_us else "0"
+    return {
+        "BENCH_LAUNCH_MS": launch_ms,
+        "BENCH_TOKEN_US": str(token_us),
+        "BENCH_ROW_TOKENS": "24",
+        "BENCH_LOG": log,
+    }
+
+
 def _harass(
-    bench: Bench, worker: RunningWorker, points: Sequence[int], jobs: int
+    bench: Bench, worker: RunningWorker, points: Sequence[int], jobs: int, rng: random.Random
 ) -> tuple[int, int]:
     """Reset at each point; return resets and restarts once all is settled or all is quiet."""
     left = list(points)
@@ -132,6 +156,7 @@ def _harass(
             return hit, restarts
         if left and answered >= left[0]:
             left.pop(0)
+            time.sleep(rng.uniform(0.0, _PHASE_S))
             kill_connections(bench.broker)
             hit += 1
         if not worker.alive:  # what any supervisor would do
@@ -147,20 +172,29 @@ def _state(bench: Bench) -> tuple[int, int]:
     return int(size), int(held)
 
 
-def measure(*, rounds: int, jobs: int, resets: int, seed: int) -> Report:
+def measure(
+    *, rounds: int, jobs: int, resets: int, seed: int, token_us: float = TOKEN_US
+) -> Report:
     """Run both contenders `rounds` times, in turn, with another seed each round."""
     found: dict[str, list[Round]] = {}
     with Bench() as bench:
         for number in range(rounds):
             for contender in (GOLEM, CELERY):
-                outcome = run(bench, contender, jobs=jobs, resets=resets, seed=seed + number)
+                outcome = run(
+                    bench,
+                    contender,
+                    jobs=jobs,
+                    resets=resets,
+                    seed=seed + number,
+                    token_us=token_us,
+                )
                 found.setdefault(contender.name, []).append(outcome.figures)
                 progress(f"round {number + 1}/{rounds} {contender.name}: {outcome}")
     results: dict[str, dict[str, Any]] = {
         name: {**summarise(each), "lost_in_all": sum(r["lost"] for r in each)}
         for name, each in found.items()
     }
-    asked = {"rounds": rounds, "jobs": jobs, "resets": resets, "seed": seed}
+    asked = {"rounds": rounds, "jobs": jobs, "resets": resets, "seed": seed, "token_us": token_us}
     wall = {name: figures["wall_s"].median for name, figures in results.items()}
     return Report("resets", asked, results, {"celery/golem wall_s": wall["celery"] / wall["golem"]})
 
@@ -171,6 +205,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=12_000)
     parser.add_argument("--resets", type=int, default=40)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument(
+        "--token-us", type=float, default=TOKEN_US, help="of the simulated GPU; 0: it costs nothing"
+    )
     parser.add_argument("--plot", metavar="FILE.png")
     return parser.parse_args()
 
@@ -178,5 +215,12 @@ def _arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     given = _arguments()
     publish(
-        measure(rounds=given.rounds, jobs=given.jobs, resets=given.resets, seed=given.seed), given
+        measure(
+            rounds=given.rounds,
+            jobs=given.jobs,
+            resets=given.resets,
+            seed=given.seed,
+            token_us=given.token_us,
+        ),
+        given,
     )
