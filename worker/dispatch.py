@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from billiard.einfo import ExceptionInfo
@@ -232,7 +233,7 @@ class Settlement:
         self.fail(request, PoisonJob(message, "crash", crashes))
 
     def _retry_alone(self, jobs: list[Waiting[BatchedRequest]]) -> None:
-        self._intake.take_back([_suspect(job) for job in jobs])
+        self._intake.take_back([replace(job, suspect=True) for job in jobs])
 
     def _without_finished(
         self, jobs: list[Waiting[BatchedRequest]]
@@ -254,16 +255,3 @@ class Settlement:
             else:
                 open_jobs.append(job)
         return open_jobs
-
-
-def _suspect(job: Waiting[BatchedRequest]) -> Waiting[BatchedRequest]:
-    return Waiting(
-        job.request,
-        rows=job.rows,
-        tokens=job.tokens,
-        since_s=job.since_s,
-        lane=job.lane,
-        priority=job.priority,
-        time_limits=job.time_limits,
-        suspect=True,
-    )

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain
 from typing import Any
 
 from celery import bootsteps
@@ -132,8 +133,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
 
     def tags(self) -> set[str]:
         """Delivery tags of all jobs held here, buffered and in flight."""
-        jobs = [job for dispatch in self.dispatches for job in dispatch.jobs]
-        return {job.request.message.delivery_tag for job in [*self.batcher, *jobs]}
+        return {request.message.delivery_tag for request in self._requests()}
 
     def recover(self) -> None:
         """After a lost connection: take back what the pool dropped, tell Celery what is held.
@@ -194,9 +194,12 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         if not request.delivery_info.get("redelivered"):
             return None
         tag = request.message.delivery_tag
-        jobs = [job for dispatch in self.dispatches for job in dispatch.jobs]
-        same = (j.request for j in [*self.batcher, *jobs] if j.request.message.delivery_tag == tag)
-        return next(same, None)
+        return next((r for r in self._requests() if r.message.delivery_tag == tag), None)
+
+    def _requests(self) -> Iterator[BatchedRequest]:
+        """All requests held here, buffered and in flight."""
+        for job in chain(self.batcher, *(dispatch.jobs for dispatch in self.dispatches)):
+            yield job.request
 
     def _dispatch(self, batch: list[Waiting[BatchedRequest]]) -> None:
         dispatch = Dispatch(batch, self.settlement, self._ended)
