@@ -1,5 +1,6 @@
 """Fixtures every folder of tests shares."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,10 @@ from golem_tasks.embedded import EmbeddedServer
 # A busy machine may take any time for an example; a deadline would be a wall-clock assertion.
 settings.register_profile("golem", deadline=None)
 settings.load_profile("golem")
+
+# A shell starts a background job with SIGINT ignored, and every process below it inherits that:
+# the tests that press Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
