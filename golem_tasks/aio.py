@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -201,8 +201,11 @@ class AsyncGolem:
         self,
         jobs: Iterable[AsyncJob[AnswerT_co]],
         timeout: float | None = None,  # noqa: ASYNC109 - Celery's name
-    ) -> AsyncIterator[AsyncJob[AnswerT_co]]:
+    ) -> AsyncGenerator[AsyncJob[AnswerT_co], None]:
         """Yield each job as it ends, well or badly; its `result` then returns or raises at once.
+
+        Left before its end, it keeps its subscriptions until it is closed: by ``aclosing``, or
+        when the event loop finds it unused.
 
         Raises:
             ResultTimeout: `timeout` seconds have passed; what was yielded stays done.
