@@ -48,5 +48,5 @@ distclean: clean ## remove .venv too
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Golem needs Python 3.11 or newer: install one, or name it with make PYTHON=/path/to/python." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[worker,embedded,dev,bench]"
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[worker,embedded,dev,bench,examples]"
 	touch $@

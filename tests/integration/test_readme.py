@@ -11,19 +11,15 @@ import pytest
 
 from golem_tasks.embedded import EmbeddedServer
 from golem_tasks.settings import ENV_PREFIX
+from tests.support.markdown import blocks
 from tests.support.workers import WorkerProcess
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
+PAGE = ROOT / "README.md"
+README = PAGE.read_text("utf-8")
 SHOWN_URL = "redis://127.0.0.1:6379/0"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROMISED = re.compile(r"print\(.*#\s*(\w+)$", re.MULTILINE)
-
-
-def blocks(language: str) -> list[str]:
-    """The code blocks in a language."""
-    return [code for found, code in BLOCK.findall(README) if found == language]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +42,9 @@ def run(command: list[str], env: dict[str, str]) -> str:
 
 def test_the_python_blocks_run_and_print_what_they_promise(environment: dict[str, str]) -> None:
     """All blocks, one after the other as a reader pastes them; a comment tells what is printed."""
-    code = "\n".join(blocks("python")).replace(SHOWN_URL, environment["GOLEM_BROKER_URL"])
+    code = "\n".join(blocks(PAGE, "python")).replace(SHOWN_URL, environment["GOLEM_BROKER_URL"])
     printed = run([sys.executable, "-c", code], environment)
-    promised = PROMISED.findall("\n".join(blocks("python")))
+    promised = PROMISED.findall("\n".join(blocks(PAGE, "python")))
     assert len(promised) >= 3
     lines = printed.splitlines()
     assert [line for line in lines if line in ("POSITIVE", "NEGATIVE")] == promised
@@ -58,7 +54,7 @@ def test_the_golem_commands_run(environment: dict[str, str]) -> None:
     """Every ``golem`` command of a console block, but for the worker, which already runs."""
     commands = [
         line.split("#")[0].strip()
-        for block in blocks("console")
+        for block in blocks(PAGE, "console")
         for line in block.splitlines()
         if line.startswith("golem ") and not line.startswith("golem worker")
     ]
@@ -74,14 +70,6 @@ def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in re.findall(r"\bmake (\w+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-
-
-def test_the_links_lead_somewhere() -> None:
-    """Every relative link names a file of the project."""
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert targets
-    for target in targets:
-        assert (ROOT / target).exists(), target
 
 
 def test_the_settings_table_is_complete_and_right() -> None:

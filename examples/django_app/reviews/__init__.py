@@ -1,0 +1,1 @@
+"""Reviews that customers write, with the sentiment Golem finds in them."""
