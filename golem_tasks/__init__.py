@@ -11,6 +11,7 @@ from golem_tasks.contract import FailedItem, Limits, Options, Prediction, Predic
 from golem_tasks.errors import (
     BrokerUnavailable,
     ConfigurationError,
+    DeadLetterError,
     GolemError,
     InferenceError,
     InvalidJob,
@@ -29,12 +30,16 @@ from golem_tasks.errors import (
 if TYPE_CHECKING:
     from golem_tasks.aio import AsyncGolem, AsyncJob
     from golem_tasks.client import Golem, Job, SubmitOptions
+    from golem_tasks.dead import DeadLetter, DeadLetters
 
 __all__ = [
     "AsyncGolem",
     "AsyncJob",
     "BrokerUnavailable",
     "ConfigurationError",
+    "DeadLetter",
+    "DeadLetterError",
+    "DeadLetters",
     "FailedItem",
     "Golem",
     "GolemError",
@@ -61,6 +66,8 @@ __all__ = [
 _LAZY = {
     "AsyncGolem": "golem_tasks.aio",
     "AsyncJob": "golem_tasks.aio",
+    "DeadLetter": "golem_tasks.dead",
+    "DeadLetters": "golem_tasks.dead",
     "Golem": "golem_tasks.client",
     "Job": "golem_tasks.client",
     "SubmitOptions": "golem_tasks.client",

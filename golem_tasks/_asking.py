@@ -11,9 +11,26 @@ from typing import Any, TypeVar
 from golem_tasks._redis import FAILED, Server, is_passing
 from golem_tasks._wire import Meta, Wire
 
-__all__ = ["Asker", "AsyncAsker"]
+__all__ = ["Asker", "AsyncAsker", "ask"]
 
 T = TypeVar("T")
+
+
+def ask(server: Server, call: Callable[..., T], *args: Any) -> T:
+    """Ask once more if the connection turns out to be closed.
+
+    Raises:
+        BrokerUnavailable: the server is away or refuses.
+    """
+    try:
+        try:
+            return call(*args)
+        except FAILED as exc:
+            if not is_passing(exc):
+                raise
+            return call(*args)
+    except FAILED as exc:
+        raise server.unavailable(exc) from exc
 
 
 class Asker:
@@ -32,21 +49,21 @@ class Asker:
 
     def stored(self, job_id: str) -> Meta | None:
         """What is stored as a job's result, if anything is."""
-        raw = self._ask(self._wire.backend, self._backend.get, self._wire.result_key(job_id))
+        raw = ask(self._wire.backend, self._backend.get, self._wire.result_key(job_id))
         return self._wire.read(raw) if raw else None
 
     def revoke(self, job_id: str) -> bool:
         """Store REVOKED, and publish it, unless the job has ended; whether it is revoked now."""
-        return bool(self._ask(self._wire.backend, self._revoke, job_id))
+        return bool(ask(self._wire.backend, self._revoke, job_id))
 
     def forget(self, job_ids: Sequence[str]) -> int:
         """Delete what is stored of these jobs; how many had something."""
         keys = [self._wire.result_key(job_id) for job_id in job_ids]
-        return int(self._ask(self._wire.backend, self._backend.delete, *keys)) if keys else 0
+        return int(ask(self._wire.backend, self._backend.delete, *keys)) if keys else 0
 
     def queue_length(self, queues: Sequence[str]) -> int:
         """Jobs that wait in these queues, on all their priority lists."""
-        return int(self._ask(self._wire.broker, self._lengths, queues))
+        return int(ask(self._wire.broker, self._lengths, queues))
 
     def _revoke(self, job_id: str) -> Any:
         key = self._wire.result_key(job_id)
@@ -65,17 +82,6 @@ class Asker:
         with self._broker.pipeline(transaction=False) as pipe:
             _measure(pipe, self._wire, queues)
             return sum(pipe.execute())
-
-    def _ask(self, server: Server, call: Callable[..., T], *args: Any) -> T:
-        try:
-            try:
-                return call(*args)
-            except FAILED as exc:
-                if not is_passing(exc):
-                    raise
-                return call(*args)
-        except FAILED as exc:
-            raise server.unavailable(exc) from exc
 
 
 class AsyncAsker:

@@ -15,6 +15,7 @@
     ├── QueueFull                 the backlog is over the producer's own limit (producer)
     ├── BrokerUnavailable         Redis can't be reached (broker)
     │   └── SubmitIncomplete      Redis went away half-way through a bulk submit (broker)
+    ├── DeadLetterError           a dead letter isn't there, or can't be requeued (operator)
     ├── ConfigurationError        a setting can't be used (operator)
     └── ModelLoadError            the model can't be loaded (operator)
 
@@ -30,6 +31,7 @@ from typing import Any
 __all__ = [
     "BrokerUnavailable",
     "ConfigurationError",
+    "DeadLetterError",
     "GolemError",
     "InferenceError",
     "InvalidJob",
@@ -191,6 +193,10 @@ class SubmitIncomplete(BrokerUnavailable):
         self.sent = sent or []
         self.unsent = unsent or []
         self.uncertain = uncertain or []
+
+
+class DeadLetterError(GolemError):
+    """Raised when there is no such dead letter, or it can't be requeued; the message says why."""
 
 
 class ConfigurationError(GolemError):

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 
 from golem_tasks.errors import InferenceError, PoisonJob
 from worker.batcher import Waiting
+from worker.burial import Burial
 from worker.requests import BatchedRequest
 from worker.runner import Job, Settled, run_dispatch
 
@@ -131,6 +132,7 @@ class Settlement:
     def __init__(self, intake: TakesBack) -> None:
         self._intake = intake
         self._crashes: dict[str, int] = {}
+        self._burial = Burial(intake.worker.app.golem_settings)
 
     def accepted(self, request: BatchedRequest, pid: int, time_accepted: float) -> None:
         """A child took the job."""
@@ -176,13 +178,16 @@ class Settlement:
     def fail(self, request: BatchedRequest, error: Exception) -> None:
         """Settle one job as a FAILURE that the child didn't record: store it, then acknowledge.
 
-        While it can't be stored, as when Redis is full, the job is kept and this tried again.
+        Poison goes to the dead letters before both. While any of it can't be stored, as when Redis
+        is full, the job is kept and this tried again.
         """
         try:
             raise error  # noqa: TRY301 - gives the error the traceback ExceptionInfo wants
         except Exception:  # noqa: BLE001 - the very one
             einfo = ExceptionInfo()
         try:
+            if isinstance(error, PoisonJob):
+                self._burial.bury(request, error, self._crashes.get(request.id, 0))
             request.task.backend.mark_as_failure(
                 request.id,
                 error,
@@ -224,9 +229,8 @@ class Settlement:
         request = job.request
         if not self._intake.open:
             return  # a shutdown's grace was over; the job stays unacknowledged, and isn't to blame
-        crashes = self._crashes.get(request.id, 0) + 1
+        crashes = self._crashes[request.id] = self._crashes.get(request.id, 0) + 1
         if crashes < CRASHES_ALONE:
-            self._crashes[request.id] = crashes
             self._retry_alone([job])
             return
         message = f"The job ended its process {crashes} times, alone in it: {cause}"

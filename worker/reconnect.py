@@ -37,6 +37,7 @@ class SteadyConsumer(RefusingConsumer):
         """Connect, and let the transport fetch no more than the worker can use."""
         connection = super().connect()
         connection.transport.window = self.controller.intake.window
+        connection.transport.unfit = self.fail_unfit
         return connection
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:

@@ -76,6 +76,26 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
 
         return on_message
 
+    def fail_unfit(self, payload: Any, reason: str) -> None:
+        """Fail the job of a message our transport shows to nobody, and then buries.
+
+        The headers lie beside the body, so they can be read where the body can't be decompressed
+        or mustn't. Errbacks and chord are in the body: of them nothing is known.
+
+        Raises:
+            ResponseError, BackendError, OperationalError: it can't be stored now.
+        """
+        payload = _table(payload)
+        headers = _table(payload.get("headers"))
+        task_id = _job_id(headers, _table(payload.get("properties")))
+        if task_id is None:
+            return
+        task = headers.get("task")
+        context = Context(id=task_id, task=task if isinstance(task, str) else "unknown")
+        error = InvalidJob(f"The job is invalid: {reason}.", "message", reason)
+        self.app.backend.store_result(task_id, error, states.FAILURE, request=context)
+        logger.warning("That message was of job %.200s, which fails", task_id)
+
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Settle a message whose compression or content can't be undone."""
         self._refuse(message, _unreadable(exc), exc)
@@ -92,7 +112,7 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
         """Settle a message of a task this worker doesn't have, as stock Celery would."""
-        name, task_id = self._task_name(message), self._job_id(message)
+        name, task_id = self._task_name(message), _job_id(message.headers, message.properties)
         self._refuse(message, NotRegistered(name))
         if self.event_dispatcher:
             fields = {"uuid": task_id, "exception": f"NotRegistered({name!r})"}
@@ -132,7 +152,7 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
             error: what the producer gets.
             cause: set if the error quotes a foreign one, whose words may quote the content.
         """
-        task_id, name = self._job_id(message), self._task_name(message)
+        task_id, name = _job_id(message.headers, message.properties), self._task_name(message)
         if task_id is not None:
             try:
                 self._fail(message, task_id, name, error)
@@ -169,7 +189,7 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         """Keep a message whose end can't be stored, as when Redis is full, and try again."""
         logger.warning(
             "The end of job %.200s can't be stored (%s); the next try is in %d s.",
-            self._job_id(message),
+            _job_id(message.headers, message.properties),
             exc,
             RETRY_S,
         )
@@ -190,10 +210,6 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
             return message.payload
         except Exception:  # noqa: BLE001 - whatever a serializer raises
             return None
-
-    def _job_id(self, message: Any) -> str | None:
-        task_id = message.headers.get("id") or message.properties.get("correlation_id")
-        return task_id if isinstance(task_id, str) and _encodable(task_id) else None
 
     def _task_name(self, message: Any) -> str:
         name = message.headers.get("task")
@@ -269,6 +285,17 @@ def _check_embed(embed: dict[str, Any]) -> None:
             raise InvalidJob.because(name, "must be a list of Celery signatures")
     if not isinstance(embed.get("chord"), dict | None):
         raise InvalidJob.because("chord", "must be a Celery signature")
+
+
+def _job_id(headers: dict[str, Any], properties: dict[str, Any]) -> str | None:
+    for task_id in (headers.get("id"), properties.get("correlation_id")):
+        if task_id and isinstance(task_id, str) and _encodable(task_id):
+            return task_id
+    return None
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _is_list(value: Any) -> bool:

@@ -76,6 +76,12 @@ class WorkerSettings(ClientSettings):
     max_deliveries: int = Field(
         5, ge=1, description="Deliveries after which a job that was never settled is PoisonJob."
     )
+    max_dead_letters: int = Field(
+        1_000,
+        ge=0,
+        le=100_000,
+        description="Jobs kept, with their texts, that failed as PoisonJob (golem dead); 0: none.",
+    )
     visibility_timeout_s: int = Field(
         300, ge=10, description="Seconds after which a job held by a dead worker reappears."
     )

@@ -22,6 +22,7 @@ __all__ = [
     "CONTEXT_SETTINGS",
     "Command",
     "Debug",
+    "Group",
     "client_settings",
     "debug_option",
     "duration",
@@ -32,6 +33,7 @@ __all__ = [
     "one_line",
     "print_json",
     "queue_options",
+    "redis_options",
     "require_model_side",
     "stderr",
     "stdout",
@@ -71,6 +73,12 @@ def debug_option() -> click.Option:
     )
 
 
+def _epilog(examples: str) -> str:
+    """Examples, one on each line, as click ends a help with them."""
+    shown = "\n".join(f"  {line}" for line in examples.strip().splitlines())
+    return f"\b\nExamples:\n{shown}"
+
+
 class Command(click.Command):
     """A subcommand: takes ``--debug`` too, and ends its help with examples.
 
@@ -79,19 +87,25 @@ class Command(click.Command):
     """
 
     def __init__(self, *args: Any, examples: str, **kwargs: Any) -> None:
-        shown = "\n".join(f"  {line}" for line in examples.strip().splitlines())
-        kwargs["epilog"] = f"\b\nExamples:\n{shown}"
+        kwargs["epilog"] = _epilog(examples)
         kwargs["context_settings"] = {**CONTEXT_SETTINGS, **kwargs.get("context_settings", {})}
         super().__init__(*args, **kwargs)
         self.params.append(debug_option())
 
 
-def queue_options(function: _FunctionT) -> _FunctionT:
-    """Options of a command that talks to the queue; read them with `client_settings`."""
+class Group(click.Group):
+    """A subcommand with subcommands of its own; see `Command`."""
+
+    def __init__(self, *args: Any, examples: str, **kwargs: Any) -> None:
+        super().__init__(
+            *args, epilog=_epilog(examples), context_settings=CONTEXT_SETTINGS, **kwargs
+        )
+        self.params.append(debug_option())
+
+
+def redis_options(function: _FunctionT) -> _FunctionT:
+    """Options that say where Redis is."""
     for option in (
-        click.option(
-            "--queue", metavar="NAME", help="Queue of the workers. [GOLEM_QUEUE, else golem]"
-        ),
         click.option(
             "--result-backend",
             metavar="URL",
@@ -105,6 +119,14 @@ def queue_options(function: _FunctionT) -> _FunctionT:
     ):
         function = option(function)
     return function
+
+
+def queue_options(function: _FunctionT) -> _FunctionT:
+    """Options of a command that talks to the queue; read them with `client_settings`."""
+    queue = click.option(
+        "--queue", metavar="NAME", help="Queue of the workers. [GOLEM_QUEUE, else golem]"
+    )
+    return redis_options(queue(function))
 
 
 def json_option(text: str) -> Callable[[_FunctionT], _FunctionT]:

@@ -16,6 +16,10 @@ What a worker may use of it, with ``c`` a Celery consumer:
     together, the worker can take now. It is asked several times per turn of the event loop and
     must be cheap. Set it on every new connection before the Tasks step. Celery's prefetch count
     still holds beside it (0 switches that off). While there is no room nothing is fetched.
+``c.connection.transport.unfit = function``
+    Called with what could be decoded of a message no consumer will see (see below), and the reason;
+    then the message goes to the dead letters. If it raises, the message comes again instead, once
+    its lease is over. Set it as the window.
 ``c.connection.transport.wake()``
     Ask the window again; needed only where room returns outside the event loop's own thread.
 ``message.deliveries``

@@ -22,9 +22,9 @@ from kombu.transport import redis as stock
 
 from golem_tasks.contract import BULK_SUFFIX
 from worker.transport.commands import CommandChannel
-from worker.transport.envelope import MAX_MESSAGE_BYTES, UnfitError, check
+from worker.transport.envelope import MAX_MESSAGE_BYTES, UnfitError, read
 from worker.transport.fetcher import CONNECTION_LOST, Fetcher, ServerRefusesError, is_refusal
-from worker.transport.messages import Fetched, Message, Room, Window, load
+from worker.transport.messages import Fetched, Message, Room, Window
 from worker.transport.qos import QoS
 
 __all__ = ["Channel", "SentinelChannel"]
@@ -235,9 +235,12 @@ class Channel(CommandChannel):
             )  # fmt: skip
         unfit = []
         for tag, raw, source, deliveries in fetched.deliveries:
-            message = self._readable(tag, raw)
-            if message is None:
-                unfit.append((tag, raw))
+            try:
+                message = read(raw, self, self.max_message_bytes)
+            except UnfitError as exc:
+                logger.error("Message %s is refused: %s; it goes to %s", tag, exc, self.keys.dead)  # noqa: TRY400 - the reason is enough
+                if self.connection.told(exc):
+                    unfit.append((tag, raw))
                 continue
             message.delivery_tag = tag
             message.deliveries = deliveries
@@ -246,18 +249,6 @@ class Channel(CommandChannel):
             self.qos.hold(message)
             self._backlog.append(message)
         self.qos.bury(unfit)  # last, since it may fail: then they come again after their lease
-
-    def _readable(self, tag: str, raw: bytes) -> Any:
-        """The message, or None with a line in the log that shows nothing of its content."""
-        try:
-            payload = load(raw)
-            check(payload, self.decode_body, self.max_message_bytes)
-            return self.Message(payload, channel=self)
-        except UnfitError as exc:
-            logger.error("Message %s is refused: %s; it is in %s now", tag, exc, self.keys.dead)  # noqa: TRY400 - the reason is enough
-        except Exception:
-            logger.exception("Message %s can't be decoded; it is in %s now", tag, self.keys.dead)
-        return None
 
     def deliver_backlog(self) -> bool:
         """Hand out what was fetched; what a consumer's exception leaves is handed out next time."""

@@ -16,7 +16,9 @@ from typing import Any
 
 from kombu import compression
 
-__all__ = ["MAX_MESSAGE_BYTES", "UnfitError", "check"]
+from worker.transport.messages import load
+
+__all__ = ["MAX_MESSAGE_BYTES", "UnfitError", "check", "read"]
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Most bytes of a decompressed body where the transport options say nothing."""
@@ -35,6 +37,34 @@ if hasattr(compression, "zstd"):  # kombu has it only where the package for it i
 
 class UnfitError(ValueError):
     """Raised for a message that mustn't reach a consumer; says why, and nothing of its content."""
+
+    payload: Any = None
+    """What could be decoded of it: whoever it is from may still be told."""
+
+
+def read(raw: bytes, channel: Any, max_bytes: int) -> Any:
+    """Decode a message as kombu does, after `check` has found nothing wrong with it.
+
+    Args:
+        raw: the message as it came.
+        channel: kombu's, which makes the message.
+        max_bytes: allowed for a body once it is decompressed.
+
+    Raises:
+        UnfitError: `check` refuses it, or kombu can't read it.
+    """
+    payload = None
+    try:
+        payload = load(raw)
+        check(payload, channel.decode_body, max_bytes)
+        return channel.Message(payload, channel=channel)
+    except UnfitError as exc:
+        exc.payload = payload
+        raise
+    except Exception as exc:  # noqa: BLE001 - codecs raise anything; the text may quote the content
+        unfit = UnfitError(f"it can't be decoded ({type(exc).__name__})")
+        unfit.payload = payload
+        raise unfit from None
 
 
 def check(payload: Any, decode_body: Callable[[Any, Any], Any], max_bytes: int) -> None:

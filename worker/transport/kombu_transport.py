@@ -10,6 +10,7 @@ from kombu.log import get_logger
 from kombu.transport import redis as stock
 
 from worker.transport.channel import Channel, SentinelChannel
+from worker.transport.envelope import UnfitError
 from worker.transport.fetcher import CONNECTION_LOST
 from worker.transport.messages import Window
 from worker.transport.poller import RENEWALS_PER_LEASE, Poller
@@ -35,6 +36,8 @@ class Transport(stock.Transport):
         self.cycle = Poller()
         self.window: Window | None = None
         """What the worker can take now; None leaves it to the prefetch count."""
+        self.unfit: Callable[[Any, str], Any] | None = None
+        """Told of each message no consumer will see; `worker.transport` says more."""
         self.delivering = False
         """Whether a batch is being handed out."""
         self._loop: Any = None
@@ -72,6 +75,16 @@ class Transport(stock.Transport):
         """A batch has been handed out."""
         if self._loop is None:
             qos.flush()
+
+    def told(self, unfit: UnfitError) -> bool:
+        """Tell the worker of a message no consumer will see; False if it has to be told again."""
+        try:
+            if self.unfit is not None:
+                self.unfit(unfit.payload, str(unfit))
+        except Exception as exc:  # noqa: BLE001 - the other messages of the fetch go on
+            logger.warning("Of that message nobody can be told before its lease ends: %s", exc)
+            return False
+        return True
 
     def call_later(self, delay_s: float, callback: Callable[[], Any]) -> None:
         """Call from the event loop; without one nothing is done: `Poller.get` looks by itself."""
