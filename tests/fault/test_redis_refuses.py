@@ -10,8 +10,9 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
 from celery.result import AsyncResult
 
-from golem_tasks import PoisonJob
+from golem_tasks import DeadLetters, PoisonJob
 from golem_tasks.embedded import EmbeddedServer
+from tests.support.dead_letters import requeue
 from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import FakeWorker, check, jobs_of, producer_for, send, send_all
 from tests.support.waiting import wait_until
@@ -56,7 +57,7 @@ def test_1_redis_is_full_when_a_batch_ends(
 def test_2_redis_is_full_when_a_failure_is_recorded(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:
-    """A failure the worker records itself is kept until it is stored; nothing stays PENDING."""
+    """The dead letter and the failure wait until there is room; nothing stays PENDING."""
     result = send(app, "kill")
     with FakeWorker(tmp_path, alone, FAKE_LOAD_S="1") as worker:
         wait_until(lambda: worker.text.count("exited with") >= 1, "the first crash")
@@ -66,6 +67,8 @@ def test_2_redis_is_full_when_a_failure_is_recorded(
         with pytest.raises(PoisonJob):
             result.get(timeout=60)
         assert worker.alive
+    with DeadLetters(alone.url) as dead:
+        assert [letter.id for letter in dead.all()] == [result.id]
 
 
 def test_3_redis_is_full_when_a_job_expires_in_the_buffer(
@@ -136,14 +139,23 @@ def test_6_a_reset_connection_under_the_stock_transport(
 def test_7_a_job_that_ends_every_worker_it_is_delivered_to(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:
-    """After so many deliveries it fails as PoisonJob instead of going round for ever."""
-    result = send(app, "hang")
+    """After so many deliveries it is PoisonJob; sent again, its deliveries are counted anew."""
+    go = tmp_path / "go"
+    result = send(app, f"until:{go}")
     settings = {"GOLEM_MAX_DELIVERIES": "1", "GOLEM_VISIBILITY_TIMEOUT_S": "10"}
     first = FakeWorker(tmp_path, alone, **settings).start()
     wait_until(lambda: jobs_of(app, "active"), "the job to run")
     first.signal(signal.SIGKILL)
     first.wait()
-    with FakeWorker(tmp_path, alone, name="w2", **settings):
+    with FakeWorker(tmp_path, alone, name="w2", **settings), DeadLetters(alone.url) as dead:
         with pytest.raises(PoisonJob) as caught:
             result.get(timeout=60)
         assert (caught.value.reason, caught.value.count) == ("deliveries", 2)
+        letter = dead.get(result.id)
+        assert (letter.reason, letter.deliveries, letter.crashes) == ("deliveries", 2, 0)
+        go.touch()
+        requeue(dead, result.id)
+        check([AsyncResult(result.id, app=producer_for(alone))], [f"until:{go}"])
+        assert dead.all() == []
+    with alone.client() as client:
+        assert not client.keys("golem:deliveries:*")

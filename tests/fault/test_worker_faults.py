@@ -14,7 +14,7 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from celery.result import AsyncResult
 
-from golem_tasks import PoisonJob
+from golem_tasks import DeadLetters, OutOfMemory, PoisonJob
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_workers import (
     FakeWorker,
@@ -112,7 +112,7 @@ def test_3_a_child_killed_in_the_middle_of_a_batch(
 def test_4_a_job_that_ends_its_process_among_63_good_ones(
     tmp_path: Path, alone: EmbeddedServer, app: Celery, poison: str
 ) -> None:
-    """It alone fails, as PoisonJob, after it ended the process twice by itself."""
+    """It alone fails, as PoisonJob, after it ended the process twice; it is the dead letter."""
     texts = numbered(63)
     good, bad = send_all(app, texts), send_all(app, [poison])[0]
     with FakeWorker(tmp_path, alone) as worker:
@@ -122,19 +122,42 @@ def test_4_a_job_that_ends_its_process_among_63_good_ones(
         assert (caught.value.reason, caught.value.count) == ("crash", 2)
         assert worker.runs == dict.fromkeys(texts, 1)
     assert nothing_held(alone)
+    with DeadLetters(alone.url) as dead:
+        assert [(letter.id, letter.crashes) for letter in dead.all()] == [(bad.id, 2)]
+
+
+def test_4_a_text_too_large_for_the_device_among_63_good_ones(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Out of memory by Python's error and by torch's: OutOfMemory for the two, no process lost."""
+    texts = numbered(63)
+    good, bad = send_all(app, texts), send_all(app, ["memory", "oom"])
+    with FakeWorker(tmp_path, alone) as worker:
+        before = worker.children
+        check(good, texts)
+        for result in bad:
+            with pytest.raises(OutOfMemory):
+                result.get(timeout=120)
+        assert worker.runs == dict.fromkeys(texts, 1)
+        assert worker.children == before
+    assert nothing_held(alone)
+    with DeadLetters(alone.url) as dead:
+        assert dead.all() == []
 
 
 def test_5_a_hanging_job_with_a_hard_time_limit(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:
-    """The batch is killed at the limit; the culprit alone fails, its mates are answered."""
-    texts = numbered(10)
+    """The batch is killed at the limit; the culprit alone fails, its 63 mates are answered."""
+    texts = numbered(63)
     results = send_all(app, [*texts, "hang"], time_limit=2)
     with FakeWorker(tmp_path, alone):
         check(results[:-1], texts)
         with pytest.raises(TimeLimitExceeded):
             results[-1].get(timeout=120)
     assert nothing_held(alone)
+    with DeadLetters(alone.url) as dead:
+        assert dead.all() == []  # a limit is its producer's own wish, and no poison
 
 
 def test_6_terminating_one_job_of_a_running_batch(

@@ -16,6 +16,7 @@ out when its row is launched (`ORDERS`)::
     exit:3          the process exits with code 3, without cleaning up
     segfault        the process dies of a segmentation fault
     kill            the process kills itself, as the kernel's OOM killer does
+    kill-if:/path   the same for as long as the file exists
     encode:why      the tokenizer raises ValueError("why")
 
 In a worker process `load` builds it (``GOLEM_ENGINE=tests.support.fake_engine:load``), and these
@@ -192,6 +193,15 @@ def _wait_for_file(path: str) -> None:
         time.sleep(0.01)
 
 
+def _kill(_: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_if_file(path: str) -> None:
+    if Path(path).exists():
+        _kill(path)
+
+
 ORDERS: dict[str, Callable[[str], None]] = {
     "raise": _raise,
     "oom": _out_of_memory,
@@ -202,7 +212,8 @@ ORDERS: dict[str, Callable[[str], None]] = {
     "hang": _hang,
     "exit": lambda code: os._exit(int(code)),
     "segfault": lambda _: os.kill(os.getpid(), signal.SIGSEGV),
-    "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+    "kill": _kill,
+    "kill-if": _kill_if_file,
 }
 
 
