@@ -102,7 +102,8 @@ def _show(
     shown = {**_facts(letter), **_parts(message)}
     for name, value in shown.items():
         if value not in (None, ""):
-            table.add_row(Text(name, style="bold"), Text(_cut(one_line(_said(name, value)))))
+            said = Text(_cut(one_line(_said(name, value))))
+            table.add_row(Text(name.removesuffix("_s"), style="bold"), said)
     stdout().print(table)
 
 
@@ -186,7 +187,7 @@ def _each(letter_ids: Sequence[str], act: Callable[[str], None], done: str) -> N
             failed += 1
             note(one_line(str(exc)))
     count = len(letter_ids) - failed
-    click.echo(f"{count} {'job' if count == 1 else 'jobs'} {done}.")
+    click.echo(f"{count} dead {'letter' if count == 1 else 'letters'} {done}.")
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -199,30 +200,28 @@ def _facts(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _table(letters: Sequence[DeadLetter]) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("id", no_wrap=True, overflow="ignore")  # to be copied whole
-    for name in ("task", "queue", "reason", "given up", "worker"):
-        table.add_column(name, overflow="fold")
-    for name in ("deliveries", "crashes", "bytes"):
-        table.add_column(name, justify="right")
+    table.add_column("queue", overflow="fold")
+    table.add_column("reason", no_wrap=True)
+    table.add_column("given up", no_wrap=True)
     for letter in letters:
-        cells = [letter.id, letter.task, letter.queue, letter.reason, _time(letter.died_s)]
-        counts = [letter.deliveries or "", letter.crashes or "", f"{letter.message_bytes:,}"]
-        shown = [*cells, letter.worker, *counts]
-        table.add_row(*(Text(one_line("-" if cell is None else str(cell))) for cell in shown))
+        count = letter.crashes if letter.reason == "crash" else letter.deliveries
+        reason = f"{letter.reason} x{count}" if count else letter.reason
+        when = f"{_local(letter.died_s):%m-%d %H:%M}" if letter.died_s else "-"
+        cells = (letter.id, letter.queue or "-", reason, when)
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
     return table
 
 
 def _said(name: str, value: Any) -> str:
     if name.endswith("_s"):
-        return _time(value) or ""
+        return _local(value).isoformat(" ", "seconds")
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _time(unix_s: float | None) -> str | None:
-    if unix_s is None:
-        return None
-    return datetime.fromtimestamp(unix_s).astimezone().isoformat(" ", "seconds")
+def _local(unix_s: float) -> datetime:
+    return datetime.fromtimestamp(unix_s).astimezone()
 
 
 def _cut(text: str) -> str:

@@ -3,12 +3,14 @@
 import base64
 import json
 import uuid
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
+from celery.exceptions import NotRegistered
 from celery.result import AsyncResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -143,4 +145,34 @@ def test_a_broken_message_fails_alone_and_the_worker_lives(
         result = AsyncResult(task_id, app=producer)
         value = result.get(timeout=60, propagate=False)
         assert result.state in ("FAILURE", "REVOKED", "SUCCESS"), repr(value)
+    assert worker.alive
+
+
+compressions = st.sampled_from(
+    ["application/x-gzip", "application/x-bz2", "application/x-lzma", "application/zstd", "x"]
+)
+squeezed = st.one_of(
+    st.binary(max_size=40),
+    st.binary(max_size=40).map(zlib.compress),
+    st.tuples(st.binary(max_size=40), st.integers(1, 8)).map(lambda t: zlib.compress(t[0])[: t[1]]),
+)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(squeezed, compressions | anything, anything), min_size=1, max_size=8))
+def test_whatever_is_called_compressed_its_producer_hears_of_it(
+    producer: Celery,
+    worker: FakeWorker,
+    broker: redis.Redis,
+    broken: list[tuple[bytes, Any, Any]],
+) -> None:
+    """No id stays PENDING, whatever the body, the method's name and the task's are."""
+    ids = [str(uuid.uuid4()) for _ in broken]
+    for task_id, (body, compression, task) in zip(ids, broken, strict=True):
+        extra = {"compression": compression, "task": task}
+        broker.lpush("golem", envelope(body, extra, task_id))
+    check([send(producer, "good")], ["good"])
+    for task_id in ids:
+        value = AsyncResult(task_id, app=producer).get(timeout=60, propagate=False)
+        assert isinstance(value, InvalidJob | NotRegistered), repr(value)
     assert worker.alive

@@ -1,6 +1,7 @@
 """Messages a worker can't use: each gets its FAILURE, and the log never shows what was in it."""
 
 import json
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -125,6 +126,44 @@ def test_a_message_without_a_task_header_fails_alone(
     task_id = push(broker, body, {}, task=None)
     assert isinstance(outcome(app, task_id), InvalidJob | NotRegistered)
     assert LETTER not in worker.text
+    assert worker.alive
+
+
+@pytest.mark.parametrize(
+    ("body", "compression"),
+    [
+        (BODY, "application/x-gzip"),
+        (zlib.compress(BODY)[:-6], "application/x-gzip"),
+        (zlib.compress(BODY) + BODY, "application/x-gzip"),
+        (zlib.compress(b" " * 9 * 1024 * 1024 + BODY), "application/x-gzip"),
+        (BODY, "application/x-nobody"),
+        (BODY, ["application/x-gzip"]),
+        (BODY, 7),
+    ],
+)
+def test_a_body_that_cannot_be_decompressed_fails_its_job(
+    app: Celery,
+    worker: FakeWorker,
+    broker: redis.Redis,
+    body: bytes,
+    compression: Any,
+) -> None:
+    """The id is read where it lies uncompressed; the message is kept, its text is in no log."""
+    before = broker.llen("golem:dead:envelopes")
+    task_id = push(broker, body, {}, compression=compression)
+    assert isinstance(outcome(app, task_id), InvalidJob)
+    wait_until(lambda: broker.llen("golem:dead:envelopes") == before + 1, "the message to be kept")
+    assert LETTER not in worker.text
+    check([send(app, "after")], ["after"])
+
+
+@pytest.mark.parametrize("odd", [None, 7, ["x"], "", {"id": "x"}])
+def test_a_header_id_that_is_none_is_made_up_for_by_the_correlation_id(
+    app: Celery, worker: FakeWorker, broker: redis.Redis, odd: Any
+) -> None:
+    """Celery writes the job's id twice; its producer waits for the one that is left."""
+    task_id = push(broker, BODY, {}, id=odd, compression="application/x-gzip")
+    assert isinstance(outcome(app, task_id), InvalidJob)
     assert worker.alive
 
 

@@ -347,6 +347,34 @@ def test_a_decompression_bomb_is_refused_unopened(
     assert "secret" not in caplog.text
 
 
+def test_a_message_nobody_could_be_told_of_comes_again(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    """It is buried once its producer has been told; until then it stays, and the rest flows."""
+    told: list[Any] = []
+
+    def tell(payload: Any, reason: str) -> None:
+        told.append((payload["headers"]["id"], reason))
+        if len(told) == 1:
+            raise redis.exceptions.OutOfMemoryError("no room")
+
+    with Consuming(server.url) as consuming:
+        consuming.transport.unfit = tell
+        with kombu.Connection(server.url) as connection:
+            headers = {"id": "x", "task": "t", "compression": "application/x-gzip"}
+            connection.Producer().publish("not zipped", routing_key="golem", headers=headers)
+        publish(server, [1])
+        assert consuming.take(1) == [1]
+        assert client.llen("golem:dead:envelopes") == 0
+        client.zadd("unacked_index", dict.fromkeys(client.hkeys("unacked"), 1))  # its lease ends
+        consuming.qos.restore_visible()
+        consuming.turn_until(lambda: client.llen("golem:dead:envelopes"), "its burial")
+        consuming.ack_all()
+    assert told == [("x", "its body can't be decompressed")] * 2
+    assert client.llen("golem:dead:envelopes") == 1
+    assert not client.exists("golem", "unacked", "unacked_index")
+
+
 def test_refusing_a_message_needs_no_memory() -> None:
     """A full server, too, moves an unreadable message away and hands out the rest."""
     with EmbeddedServer() as server, server.client() as client:

@@ -99,7 +99,8 @@ def test_what_was_asked_wrongly_is_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["health"], ["health", "--json"], ["classify", "a"], ["demo"]]
+    "arguments",
+    [["health"], ["health", "--json"], ["classify", "a"], ["demo"], ["dead", "list"]],
 )
 def test_a_redis_that_is_away_is_exit_code_1_without_its_password(arguments: list[str]) -> None:
     """The sentence says where, why and what to do; the password is masked."""
