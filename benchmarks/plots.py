@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import engine_plot
 from golem_tasks.errors import ConfigurationError
 
 __all__ = ["draw"]
@@ -307,6 +308,7 @@ def _soak_gauge(gauge: str, unit: str) -> Callable[[Any, Results], None]:
 _PANELS: dict[str, tuple[Callable[[Any, Results], None], ...]] = {
     "plumbing": (_plumbing_rate, _plumbing_texts, _plumbing_cpu),
     "growth": (_growth_cost, _growth_memory, _growth_workers),
+    "engine": engine_plot.panels,
     "latency": (_latency_pairs, _latency_own, _latency_parts),
     "resets": (_resets_ledger,),
     "soak": (_soak_gauge("rss_mib", "RSS, MiB"), _soak_gauge("fds", "Open files")),

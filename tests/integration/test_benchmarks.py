@@ -38,6 +38,26 @@ def test_plumbing_compares_golem_with_stock_celery_and_draws(tmp_path: Path) -> 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_engine_compares_the_worker_with_loops_over_the_same_model(tmp_path: Path) -> None:
+    """Every contender answers every text, the float32 ones as the pipeline does; with a picture."""
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "engine.png"
+    content = run(
+        "engine", "--rounds", "1", "--models", "mini", "--workloads", "short,mixed",
+        "--scale", "0.03", "--plot", str(picture),
+    )  # fmt: skip
+    for key in ("float32 mini short", "limit_float32 mini mixed", "pipeline_64 mini short"):
+        assert content["results"][key]["agreement"]["median"] == 1
+    assert content["results"]["end_to_end mini short"]["texts_per_s"]["median"] > 0
+    assert content["ratios"]["float32/pipeline_64 mini mixed"] > 0
+    padding = {
+        name: content["results"][f"{name} mini mixed"]["padding_share"]["median"]
+        for name in ("float32", "padded")
+    }
+    assert padding["float32"] < padding["padded"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_growth_counts_what_each_of_two_workers_did() -> None:
     """Two workers on simulated GPUs share a backlog; the figures say how evenly."""
     content = run(

@@ -1,0 +1,215 @@
+"""The ways of running a model over many texts in one process, peers of what the worker does.
+
+Each takes texts in order of arrival and returns a label for each, tokenizing included. `SortedLoop`
+is the limit: it sees all texts at once, stores nothing, and no queue stands before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoTokenizer, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import pipeline as make_pipeline
+
+from golem_tasks.contract import Options, TextItem
+from golem_tasks.errors import JobError
+from worker.classifier import Classifier, Work
+from worker.engine import TorchEngine, load
+from worker.loading import EMBEDDED_FOLDER
+from worker.settings import WorkerSettings
+
+__all__ = [
+    "Case",
+    "GolemLoop",
+    "Loop",
+    "PaddedLoop",
+    "PipelineLoop",
+    "Ran",
+    "SortedLoop",
+    "save_base",
+    "timed",
+]
+
+BUDGET_TOKENS = 1024
+"""Padded tokens of a micro-batch of the sorted loop: the CPU's default budget in Golem."""
+DISPATCH_ROWS = 256
+"""Texts of a dispatch: the default of ``GOLEM_MAX_ROWS``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a loop made of the texts."""
+
+    labels: list[str]
+    tokens: int = 0
+    """Real tokens computed, special ones included; 0 if the loop hides them."""
+    padded_tokens: int = 0
+    """Positions computed, padding included; 0 if the loop hides them."""
+
+
+class Loop(Protocol):
+    """One way of running a model."""
+
+    def run(self, texts: Sequence[str]) -> Ran:
+        """Classify all texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model in one dtype, loaded once and shared by the loops that want it."""
+
+    engine: TorchEngine
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def of(cls, folder: Path, dtype: str) -> Case:
+        """Load a folder's model on the CPU, in "float32", "bfloat16" or "auto".
+
+        Raises:
+            ModelLoadError: the folder has none.
+        """
+        settings = WorkerSettings.model_validate(
+            {"model": str(folder), "device": "cpu", "dtype": dtype, "processes": 1}
+        )
+        engine = load(settings, 0)
+        engine.warm_up()
+        # A tokenizer of its own: Golem's has padding and truncation switched off for good.
+        return cls(engine, engine._model, AutoTokenizer.from_pretrained(folder))  # noqa: SLF001 - the peers run the very same weights
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        return self.engine.info.labels
+
+
+def timed(loop: Loop, texts: Sequence[str]) -> tuple[Ran, float]:
+    """What the loop made of the texts, and the seconds it took."""
+    begun_s = time.perf_counter()
+    ran = loop.run(texts)
+    return ran, time.perf_counter() - begun_s
+
+
+def save_base(folder: Path) -> Path:
+    """Save a DistilBERT-base of random weights, with golem-mini's tokenizer, and return it.
+
+    Weights don't matter for speed; 66 million of them do, and nothing has to be downloaded.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_FOLDER)
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        id2label={0: "NEGATIVE", 1: "POSITIVE"}, label2id={"NEGATIVE": 0, "POSITIVE": 1}
+    )
+    DistilBertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class PipelineLoop:
+    """Hugging Face's ``pipeline("text-classification")``, the reference."""
+
+    def __init__(self, case: Case, batch_size: int) -> None:
+        self._pipe = make_pipeline(
+            "text-classification", model=case.model, tokenizer=case.tokenizer, device="cpu"
+        )
+        self._batch_size = batch_size
+
+    def run(self, texts: Sequence[str]) -> Ran:
+        """See `Loop`."""
+        answers = self._pipe(list(texts), batch_size=self._batch_size, truncation=True)
+        return Ran([answer["label"] for answer in answers])
+
+
+class PaddedLoop:
+    """The loop everybody writes first: batches in order of arrival, each padded to its longest."""
+
+    def __init__(self, case: Case, batch_size: int = 64) -> None:
+        self._case = case
+        self._batch_size = batch_size
+
+    @torch.inference_mode()
+    def run(self, texts: Sequence[str]) -> Ran:
+        """See `Loop`."""
+        labels: list[str] = []
+        tokens = padded = 0
+        for start in range(0, len(texts), self._batch_size):
+            batch = self._case.tokenizer(
+                list(texts[start : start + self._batch_size]),
+                padding=True, truncation=True, return_tensors="pt",
+            )  # fmt: skip
+            tokens += int(batch["attention_mask"].sum())
+            padded += batch["input_ids"].numel()
+            labels += _best(self._case, batch["input_ids"], batch["attention_mask"])
+        return Ran(labels, tokens, padded)
+
+
+class SortedLoop:
+    """All texts tokenized at once, sorted by length, cut at a budget of padded tokens."""
+
+    def __init__(self, case: Case, budget_tokens: int = BUDGET_TOKENS) -> None:
+        self._case = case
+        self._budget_tokens = budget_tokens
+
+    @torch.inference_mode()
+    def run(self, texts: Sequence[str]) -> Ran:
+        """See `Loop`."""
+        rows = self._case.tokenizer(list(texts), truncation=True)["input_ids"]
+        labels = [""] * len(rows)
+        padded = 0
+        for indexes in self._cut(sorted(range(len(rows)), key=lambda i: -len(rows[i])), rows):
+            longest = len(rows[indexes[0]])
+            ids = torch.zeros(len(indexes), longest, dtype=torch.int64)
+            mask = torch.zeros_like(ids)
+            for position, index in enumerate(indexes):
+                length = len(rows[index])
+                ids[position, :length] = torch.tensor(rows[index])
+                mask[position, :length] = 1
+            padded += ids.numel()
+            for index, label in zip(indexes, _best(self._case, ids, mask), strict=True):
+                labels[index] = label
+        return Ran(labels, sum(map(len, rows)), padded)
+
+    def _cut(self, order: Sequence[int], rows: Sequence[list[int]]) -> Iterator[list[int]]:
+        start = 0
+        while start < len(order):
+            count = max(1, self._budget_tokens // len(rows[order[start]]))
+            yield list(order[start : start + count])
+            start += count
+
+
+class GolemLoop:
+    """What a model process does with its dispatches, in this process and without a queue."""
+
+    def __init__(self, case: Case) -> None:
+        self._classifier = Classifier(case.engine)
+
+    def run(self, texts: Sequence[str]) -> Ran:
+        """See `Loop`.
+
+        Raises:
+            JobError: a text failed; no figure of such a run counts.
+        """
+        labels: list[str] = []
+        tokens = padded = 0
+        for start in range(0, len(texts), DISPATCH_ROWS):
+            some = texts[start : start + DISPATCH_ROWS]
+            done = self._classifier.classify([Work(TextItem(t), Options(), 0.0) for t in some])
+            for outcome in done.outcomes:
+                if isinstance(outcome, JobError):
+                    raise outcome
+                labels.append(outcome["label"])
+            tokens += sum(batch.tokens for batch in done.micro_batches)
+            padded += sum(batch.rows * batch.longest for batch in done.micro_batches)
+        return Ran(labels, tokens, padded)
+
+
+def _best(case: Case, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
+    logits = case.model(input_ids=ids, attention_mask=mask).logits.float()
+    scores, best = logits.softmax(-1).max(-1)
+    scores.tolist()  # an answer has a score, too
+    return [case.labels[index] for index in best.tolist()]
