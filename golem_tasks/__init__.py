@@ -7,6 +7,7 @@ check or ``golem --help`` can do without.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from golem_tasks.backlog import Backlog, LaneBacklog, WorkerStats
 from golem_tasks.contract import FailedItem, Limits, Options, Prediction, Predictions
 from golem_tasks.errors import (
     BrokerUnavailable,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncGolem",
     "AsyncJob",
+    "Backlog",
     "BrokerUnavailable",
     "ConfigurationError",
     "DeadLetter",
@@ -49,6 +51,7 @@ __all__ = [
     "JobError",
     "JobExpired",
     "JobRevoked",
+    "LaneBacklog",
     "Limits",
     "ModelLoadError",
     "Options",
@@ -61,6 +64,7 @@ __all__ = [
     "SubmitIncomplete",
     "SubmitOptions",
     "TextTooLong",
+    "WorkerStats",
 ]
 
 _LAZY = {

@@ -1,4 +1,4 @@
-"""One-off questions: a job's state, a queue's length, and to revoke a job unless it has ended.
+"""One-off questions: a job's state, a backlog, and to revoke a job unless it has ended.
 
 Each is safe to ask twice, and is, once, when an idle connection turns out to be closed.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from golem_tasks import backlog
 from golem_tasks._redis import FAILED, Server, is_passing
 from golem_tasks._wire import Meta, Wire
+from golem_tasks.backlog import Counted
 
 __all__ = ["Asker", "AsyncAsker", "ask"]
 
@@ -65,6 +67,10 @@ class Asker:
         """Jobs that wait in these queues, on all their priority lists."""
         return int(ask(self._wire.broker, self._lengths, queues))
 
+    def count(self) -> Counted:
+        """Count the backlog, in one round trip."""
+        return ask(self._wire.broker, self._count)
+
     def _revoke(self, job_id: str) -> Any:
         key = self._wire.result_key(job_id)
 
@@ -82,6 +88,12 @@ class Asker:
         with self._broker.pipeline(transaction=False) as pipe:
             _measure(pipe, self._wire, queues)
             return sum(pipe.execute())
+
+    def _count(self) -> Counted:
+        settings, lists = self._wire.settings, _lanes(self._wire)
+        with self._broker.pipeline(transaction=False) as pipe:
+            backlog.ask(pipe, settings, lists)
+            return backlog.counted(settings, lists, pipe.execute())
 
 
 class AsyncAsker:
@@ -116,6 +128,10 @@ class AsyncAsker:
         """Jobs that wait in these queues, on all their priority lists."""
         return int(await self._ask(self._wire.broker, self._lengths, queues))
 
+    async def count(self) -> Counted:
+        """Count the backlog, in one round trip."""
+        return await self._ask(self._wire.broker, self._count)
+
     async def _revoke(self, job_id: str) -> Any:
         key = self._wire.result_key(job_id)
 
@@ -133,6 +149,12 @@ class AsyncAsker:
         async with self._broker.pipeline(transaction=False) as pipe:
             _measure(pipe, self._wire, queues)
             return sum(await pipe.execute())
+
+    async def _count(self) -> Counted:
+        settings, lists = self._wire.settings, _lanes(self._wire)
+        async with self._broker.pipeline(transaction=False) as pipe:
+            backlog.ask(pipe, settings, lists)
+            return backlog.counted(settings, lists, await pipe.execute())
 
     async def _ask(self, server: Server, call: Callable[..., Awaitable[T]], *args: Any) -> T:
         try:
@@ -157,3 +179,8 @@ def _measure(pipe: Any, wire: Wire, queues: Sequence[str]) -> None:
     for queue in queues:
         for key in wire.queue_keys(queue):
             pipe.llen(key)
+
+
+def _lanes(wire: Wire) -> list[list[str]]:
+    """The keys of each lane's lists."""
+    return [wire.queue_keys(queue) for queue in (wire.settings.queue, wire.settings.bulk_queue)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 from uuid import uuid4
@@ -11,7 +11,7 @@ from golem_tasks._wire import Envelope, Message, Wire
 from golem_tasks.contract import CLASSIFY, CLASSIFY_MANY, OnLong, TextItem, parse_job
 from golem_tasks.errors import InvalidJob
 
-__all__ = ["Many", "SubmitOptions", "batch", "many", "single"]
+__all__ = ["Planned", "SubmitOptions", "batch", "many", "single"]
 
 _MOST_PRIORITY = 9
 _JSON_BYTES_PER_CHAR = 12  # an astral character is two escapes of six
@@ -35,27 +35,34 @@ class SubmitOptions(TypedDict, total=False):
     """Seconds from now before which it isn't computed."""
     priority: int
     """0, the highest and the default, to 9, within the lane."""
+    max_backlog: int | None
+    """Most jobs without an answer there may be, in both lanes and these among them: a submit that
+    would exceed it sends nothing and raises `QueueFull`. None: any number; left away:
+    ``GOLEM_MAX_BACKLOG``."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     options: dict[str, Any]
     envelope: Envelope
+    max_backlog: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Many:
-    """Jobs that passed every check; each message is composed when its turn to be sent comes."""
+class Planned:
+    """Jobs that passed every check; of many, each is composed when its turn to be sent comes."""
 
     ids: list[str]
     queue: str
-    messages: Iterator[Message]
+    messages: Iterable[Message]
+    max_backlog: int | None
+    """Most jobs the backlog may have with these; None for any number."""
 
 
 def single(
     wire: Wire, text: str, text_pair: str | None, job_id: str | None, given: SubmitOptions
-) -> tuple[Message, str]:
-    """Return the message of one ``golem.classify`` job and its queue.
+) -> Planned:
+    """Compose the message of one ``golem.classify`` job.
 
     Raises:
         InvalidJob: naming the field and the reason.
@@ -64,7 +71,7 @@ def single(
     args = [text] if text_pair is None else [text, text_pair]
     parsed = parse_job(CLASSIFY, args, plan.options, wire.settings.limits)
     message = _compose(wire, CLASSIFY, args, plan, _checked_id(job_id), _shown(parsed.items))
-    return message, plan.envelope.queue
+    return _one(message, plan)
 
 
 def batch(
@@ -73,8 +80,8 @@ def batch(
     text_pairs: Sequence[str | None] | None,
     job_id: str | None,
     given: SubmitOptions,
-) -> tuple[Message, str]:
-    """Return the message of one ``golem.classify_many`` job and its queue.
+) -> Planned:
+    """Compose the message of one ``golem.classify_many`` job.
 
     Raises:
         InvalidJob: naming the field and the reason. A single bad text isn't one: it fails alone.
@@ -83,7 +90,7 @@ def batch(
     args = [list(texts)] if text_pairs is None else [list(texts), list(text_pairs)]
     parsed = parse_job(CLASSIFY_MANY, args, plan.options, wire.settings.limits)
     message = _compose(wire, CLASSIFY_MANY, args, plan, _checked_id(job_id), _shown(parsed.items))
-    return message, plan.envelope.queue
+    return _one(message, plan)
 
 
 def many(
@@ -91,7 +98,7 @@ def many(
     texts: Sequence[str],
     text_pairs: Sequence[str | None] | None,
     given: SubmitOptions,
-) -> Many:
+) -> Planned:
     """Check every text, so that a bad one means nothing is sent; compose while sending.
 
     Raises:
@@ -99,7 +106,7 @@ def many(
     """
     plan = _plan(wire, given)
     if not texts:
-        return Many([], plan.envelope.queue, iter(()))
+        return Planned([], plan.envelope.queue, (), plan.max_backlog)
     limits = wire.settings.limits.model_copy(update={"max_texts": len(texts)})
     parsed = parse_job(CLASSIFY_MANY, [texts, text_pairs], plan.options, limits)
     items: list[TextItem] = []
@@ -111,10 +118,12 @@ def many(
     for item in items:
         if item.chars * _JSON_BYTES_PER_CHAR + _MESSAGE_BYTES > limits.max_message_bytes:
             _compose_item(wire, item, plan, "size check")
-    pairs = zip(items, ids, strict=True)
-    return Many(
-        ids, plan.envelope.queue, (_compose_item(wire, item, plan, id_) for item, id_ in pairs)
-    )
+    messages = (_compose_item(wire, item, plan, id_) for item, id_ in zip(items, ids, strict=True))
+    return Planned(ids, plan.envelope.queue, messages, plan.max_backlog)
+
+
+def _one(message: Message, plan: _Plan) -> Planned:
+    return Planned([message.id], plan.envelope.queue, [message], plan.max_backlog)
 
 
 def _plan(wire: Wire, given: SubmitOptions) -> _Plan:
@@ -126,7 +135,8 @@ def _plan(wire: Wire, given: SubmitOptions) -> _Plan:
     if not isinstance(priority, int) or not 0 <= priority <= _MOST_PRIORITY:
         raise InvalidJob.because("priority", f"must be 0 (the highest) to {_MOST_PRIORITY}")
     queue = wire.settings.bulk_queue if bulk else wire.settings.queue
-    return _Plan(options, Envelope(queue, priority, expires_s, countdown_s))
+    max_backlog = _limit(options.pop("max_backlog", wire.settings.max_backlog))
+    return _Plan(options, Envelope(queue, priority, expires_s, countdown_s), max_backlog)
 
 
 def _seconds(field: str, value: Any) -> float | None:
@@ -136,6 +146,14 @@ def _seconds(field: str, value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise InvalidJob.because(field, "must be a number of seconds above 0")
     return float(value)
+
+
+def _limit(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidJob.because("max_backlog", "must be a whole number of jobs above 0, or None")
+    return value
 
 
 def _checked_id(job_id: str | None) -> str:

@@ -17,8 +17,9 @@ import redis
 
 from golem_tasks._redis import FAILED, Server, is_passing
 from golem_tasks._wire import Meta, Wire
+from golem_tasks.errors import ResultTimeout
 
-__all__ = ["AT_ONCE", "SWEEP_S", "SWEEP_SHARE", "Late", "Waiter", "slices"]
+__all__ = ["AT_ONCE", "SWEEP_S", "SWEEP_SHARE", "Late", "Waiter", "result_timeout", "slices"]
 
 SWEEP_S = 1.0
 """Seconds between two sweeps, at least."""
@@ -158,3 +159,20 @@ class _Wait:
                 meta = self._wire.read(raw)
                 if self._wire.is_ready(meta):
                     yield self.pending.pop(key), meta
+
+
+def result_timeout(
+    ids: Sequence[str], timeout: float | None, state: str, length: int
+) -> ResultTimeout:
+    """Build the sentence about the first of the jobs that are still to come."""
+    which = f"Job {ids[0]}" if len(ids) == 1 else f"Job {ids[0]} and {len(ids) - 1} more"
+    queue = (
+        "Redis couldn't be asked how many jobs wait"
+        if length < 0
+        else f"{length} {'job waits' if length == 1 else 'jobs wait'} in the queue"
+    )
+    text = (
+        f"{which} did not end within {timeout:g} s (state {state}, {queue}): "
+        "wait again, and see that a worker runs on this queue."
+    )
+    return ResultTimeout(text, ids[0], state, length)

@@ -18,15 +18,14 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack, cast
 from weakref import WeakKeyDictionary
 
-import redis.asyncio as aredis
-
 from golem_tasks import _requests
-from golem_tasks._asking import AsyncAsker
-from golem_tasks._listener import Listener
-from golem_tasks._publishing import AsyncPublisher
-from golem_tasks._requests import SubmitOptions
+from golem_tasks._admission import admit_async
+from golem_tasks._loop import Loop
+from golem_tasks._requests import Planned, SubmitOptions
+from golem_tasks._waiting import result_timeout
 from golem_tasks._wire import Answer, Meta, Wire
-from golem_tasks.client import PENDING, result_timeout, settings_of
+from golem_tasks.backlog import Backlog
+from golem_tasks.client import PENDING, settings_of
 from golem_tasks.contract import Prediction, Predictions
 from golem_tasks.errors import BrokerUnavailable, ResultTimeout
 from golem_tasks.settings import ClientSettings
@@ -97,27 +96,6 @@ class AsyncJob(Generic[AnswerT_co]):
         return meta
 
 
-class _Loop:
-    """What belongs to one event loop: redis-py's asyncio connections can't change theirs."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._pools = broker, backend, subscribers = (
-            wire.broker.async_pool(),
-            wire.backend.async_pool(),
-            wire.backend.async_subscriber_pool(),
-        )
-        client = aredis.Redis(connection_pool=backend)
-        self.publisher = AsyncPublisher(wire.broker, broker)
-        self.asker = AsyncAsker(wire, aredis.Redis(connection_pool=broker), client)
-        self.listener = Listener(wire, client, subscribers)
-
-    async def aclose(self) -> None:
-        """Close every connection of this loop."""
-        await self.listener.aclose()
-        for pool in self._pools:
-            await pool.disconnect()
-
-
 class AsyncGolem:
     """A producer's connection to the queue, for asyncio. One serves a whole application.
 
@@ -142,7 +120,7 @@ class AsyncGolem:
         given = {"broker_url": broker_url, "result_backend": result_backend, "queue": queue}
         self.settings = settings_of(settings, given)
         self._wire = Wire(self.settings)
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Loop] = WeakKeyDictionary()
 
     async def submit(
         self,
@@ -153,9 +131,9 @@ class AsyncGolem:
         **options: Unpack[SubmitOptions],
     ) -> AsyncJob[Prediction]:
         """Send one text to be classified; see `golem_tasks.client.Golem.submit`."""
-        message, queue = _requests.single(self._wire, text, text_pair, task_id, options)
-        await self._loop().publisher.publish([message.id], [message])
-        return AsyncJob(self, message.id, queue)
+        planned = _requests.single(self._wire, text, text_pair, task_id, options)
+        await self._send(planned)
+        return AsyncJob(self, planned.ids[0], planned.queue)
 
     async def submit_batch(
         self,
@@ -166,9 +144,9 @@ class AsyncGolem:
         **options: Unpack[SubmitOptions],
     ) -> AsyncJob[Predictions]:
         """Send many texts as one job; see `golem_tasks.client.Golem.submit_batch`."""
-        message, queue = _requests.batch(self._wire, texts, text_pairs, task_id, options)
-        await self._loop().publisher.publish([message.id], [message])
-        return AsyncJob(self, message.id, queue)
+        planned = _requests.batch(self._wire, texts, text_pairs, task_id, options)
+        await self._send(planned)
+        return AsyncJob(self, planned.ids[0], planned.queue)
 
     async def submit_many(
         self,
@@ -182,7 +160,7 @@ class AsyncGolem:
         """
         pairs = None if text_pairs is None else list(text_pairs)
         planned = await asyncio.to_thread(_requests.many, self._wire, list(texts), pairs, options)
-        await self._loop().publisher.publish(planned.ids, planned.messages)
+        await self._send(planned)
         return [AsyncJob(self, id_, planned.queue) for id_ in planned.ids]
 
     async def classify(
@@ -267,6 +245,10 @@ class AsyncGolem:
         lanes = [queue] if queue else [self.settings.queue, self.settings.bulk_queue]
         return await self._loop().asker.queue_length(lanes)
 
+    async def backlog(self) -> Backlog:
+        """Count the jobs without an answer; see `golem_tasks.client.Golem.backlog`."""
+        return (await self._loop().asker.count()).backlog()
+
     async def aclose(self) -> None:
         """Close every connection of this event loop."""
         state = self._loops.pop(asyncio.get_running_loop(), None)
@@ -284,13 +266,18 @@ class AsyncGolem:
     ) -> None:
         await self.aclose()
 
-    def _loop(self) -> _Loop:
+    async def _send(self, planned: Planned) -> None:
+        loop = self._loop()
+        await admit_async(planned, loop.asker.count)
+        await loop.publisher.publish(planned.ids, planned.messages)
+
+    def _loop(self) -> Loop:
         loop = asyncio.get_running_loop()
         state = self._loops.get(loop)
         if state is None:
             for other in [other for other in self._loops if other.is_closed()]:
                 del self._loops[other]
-            state = self._loops[loop] = _Loop(self._wire)
+            state = self._loops[loop] = Loop(self._wire)
         return state
 
     async def _wait(self, job: AsyncJob[Any], timeout_s: float | None) -> Meta:

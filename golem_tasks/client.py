@@ -17,11 +17,13 @@ from typing import Any, Generic, Self, TypeVar, Unpack, cast
 import redis
 
 from golem_tasks import _requests
+from golem_tasks._admission import admit
 from golem_tasks._asking import Asker
 from golem_tasks._publishing import Publisher
-from golem_tasks._requests import SubmitOptions
-from golem_tasks._waiting import Late, Waiter
+from golem_tasks._requests import Planned, SubmitOptions
+from golem_tasks._waiting import Late, Waiter, result_timeout
 from golem_tasks._wire import Answer, Meta, Wire
+from golem_tasks.backlog import Backlog
 from golem_tasks.contract import Prediction, Predictions
 from golem_tasks.errors import BrokerUnavailable, ResultTimeout
 from golem_tasks.settings import ClientSettings, load
@@ -161,11 +163,12 @@ class Golem:
 
         Raises:
             InvalidJob: it breaks the contract; nothing was sent.
+            QueueFull: the backlog would exceed the limit; nothing was sent.
             BrokerUnavailable: Redis is away or refuses; `SubmitIncomplete` if it may be in.
         """
-        message, queue = _requests.single(self._wire, text, text_pair, task_id, options)
-        self._publisher.publish([message.id], [message])
-        return Job(self, message.id, queue)
+        planned = _requests.single(self._wire, text, text_pair, task_id, options)
+        self._send(planned)
+        return Job(self, planned.ids[0], planned.queue)
 
     def submit_batch(
         self,
@@ -180,9 +183,9 @@ class Golem:
         A text that breaks the contract fails alone, as an item of the answer. Arguments and errors
         are those of `submit`.
         """
-        message, queue = _requests.batch(self._wire, texts, text_pairs, task_id, options)
-        self._publisher.publish([message.id], [message])
-        return Job(self, message.id, queue)
+        planned = _requests.batch(self._wire, texts, text_pairs, task_id, options)
+        self._send(planned)
+        return Job(self, planned.ids[0], planned.queue)
 
     def submit_many(
         self,
@@ -194,12 +197,13 @@ class Golem:
 
         Raises:
             InvalidJob: a text breaks the contract; nothing was sent.
+            QueueFull: with all of them the backlog would exceed the limit; nothing was sent.
             BrokerUnavailable: Redis is away; nothing was sent.
             SubmitIncomplete: Redis went away half-way; its lists say which jobs are in.
         """
         pairs = None if text_pairs is None else list(text_pairs)
         planned = _requests.many(self._wire, list(texts), pairs, options)
-        self._publisher.publish(planned.ids, planned.messages)
+        self._send(planned)
         return [Job(self, id_, planned.queue) for id_ in planned.ids]
 
     def classify(
@@ -276,6 +280,14 @@ class Golem:
         lanes = [queue] if queue else [self.settings.queue, self.settings.bulk_queue]
         return self._asker.queue_length(lanes)
 
+    def backlog(self) -> Backlog:
+        """Count the jobs without an answer, by lane, in one round trip; and how long they'll take.
+
+        Raises:
+            BrokerUnavailable: the broker can't be asked.
+        """
+        return self._asker.count().backlog()
+
     def close(self) -> None:
         """Close every connection."""
         for pool in (self._broker_pool, self._backend_pool, self._subscribers):
@@ -292,6 +304,10 @@ class Golem:
     ) -> None:
         self.close()
 
+    def _send(self, planned: Planned) -> None:
+        admit(planned, self._asker.count)
+        self._publisher.publish(planned.ids, planned.messages)
+
     def _timed_out(self, ids: Sequence[str], timeout: float | None, job: Job[Any]) -> ResultTimeout:
         try:
             state, length = job.state, self.queue_length(job.queue)
@@ -304,20 +320,3 @@ def settings_of(settings: ClientSettings | None, given: dict[str, Any]) -> Clien
     """Read the settings; what is given goes before `settings`, and that before the environment."""
     base = {} if settings is None else settings.model_dump()
     return load(ClientSettings, **{**base, **{k: v for k, v in given.items() if v is not None}})
-
-
-def result_timeout(
-    ids: Sequence[str], timeout: float | None, state: str, length: int
-) -> ResultTimeout:
-    """Build the sentence about the first of the jobs that are still to come."""
-    which = f"Job {ids[0]}" if len(ids) == 1 else f"Job {ids[0]} and {len(ids) - 1} more"
-    queue = (
-        "Redis couldn't be asked how many jobs wait"
-        if length < 0
-        else f"{length} {'job waits' if length == 1 else 'jobs wait'} in the queue"
-    )
-    text = (
-        f"{which} did not end within {timeout:g} s (state {state}, {queue}): "
-        "wait again, and see that a worker runs on this queue."
-    )
-    return ResultTimeout(text, ids[0], state, length)

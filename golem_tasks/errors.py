@@ -12,7 +12,7 @@
     │   ├── JobRevoked            the job was cancelled before it was answered (producer)
     │   └── JobExpired            the job's deadline passed before it was answered (producer)
     ├── ResultTimeout             the wait ended before the job did (nobody; the job goes on)
-    ├── QueueFull                 the backlog is over the producer's own limit (producer)
+    ├── QueueFull                 the backlog would exceed the producer's own limit (producer)
     ├── BrokerUnavailable         Redis can't be reached (broker)
     │   └── SubmitIncomplete      Redis went away half-way through a bulk submit (broker)
     ├── DeadLetterError           a dead letter isn't there, or can't be requeued (operator)
@@ -154,18 +154,23 @@ class ResultTimeout(GolemError, TimeoutError):
 
 
 class QueueFull(GolemError):
-    """Raised at submit when the backlog is over the limit the producer set. Nothing was sent.
+    """Raised at submit when the backlog would exceed the producer's limit. Nothing was sent.
 
     Args:
         message: the whole sentence.
-        backlog: jobs waiting, reserved and in flight.
+        backlog: jobs waiting, reserved and in flight, in both lanes.
         limit: the limit that was passed.
+        wait_s: seconds a job sent now would wait for its answer; None if no worker's speed is
+            known.
     """
 
-    def __init__(self, message: str, backlog: int = 0, limit: int = 0) -> None:
-        super().__init__(message, backlog, limit)
+    def __init__(
+        self, message: str, backlog: int = 0, limit: int = 0, wait_s: float | None = None
+    ) -> None:
+        super().__init__(message, backlog, limit, wait_s)
         self.backlog = backlog
         self.limit = limit
+        self.wait_s = wait_s
 
 
 class BrokerUnavailable(GolemError, ConnectionError):

@@ -103,6 +103,9 @@ class ClientSettings(BaseSettings):
     max_message_bytes: int = Field(
         Limits().max_message_bytes, ge=1024, description="Bytes allowed in one message body."
     )
+    max_backlog: int | None = Field(
+        None, ge=1, description="Jobs without an answer at which a submit is refused; unset: never."
+    )
 
     @property
     def broker(self) -> str:

@@ -19,6 +19,7 @@ from worker.processes import ModelProcesses, count
 from worker.reconnect import Adoption
 from worker.results import backend_url
 from worker.settings import WorkerSettings
+from worker.stats import Statistics
 from worker.tasks import register
 
 __all__ = ["GolemApp", "build", "configuration"]
@@ -52,6 +53,7 @@ def build(settings: WorkerSettings) -> GolemApp:
     app.conf.update(configuration(settings))
     app.steps["worker"].add(Intake)
     app.steps["worker"].add(ModelProcesses)
+    app.steps["worker"].add(Statistics)
     app.steps["consumer"].add(Adoption)
     register(app)
     _connect_signals()

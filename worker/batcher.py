@@ -84,6 +84,13 @@ class Batcher(Generic[RequestT]):
         for key in sorted(self._queues, key=_order):
             yield from self._queues[key]
 
+    def lengths(self) -> dict[Lane, int]:
+        """Jobs by lane."""
+        lengths = dict.fromkeys(Lane, 0)
+        for (_, lane, _, _), queue in self._queues.items():
+            lengths[lane] += len(queue)
+        return lengths
+
     def add(self, job: Waiting[RequestT]) -> None:
         """Append a job behind its equals."""
         self._queue(job).append(job)

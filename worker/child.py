@@ -63,7 +63,16 @@ def start(app: Celery, hostname: str) -> None:
     settle_garbage()
     # What a dispatch allocates dies with it, by its reference counts; looking sooner finds nothing.
     gc.set_threshold(_COLLECT_AFTER)
-    report(index, ready=True, message=message, max_tokens=info.max_tokens)
+    report(
+        index,
+        ready=True,
+        message=message,
+        max_tokens=info.max_tokens,
+        model=info.name,
+        dtype=info.dtype,
+        device=info.device,
+        token_budget=engine.token_budget,
+    )
 
 
 def _unexpected(settings: WorkerSettings, exc: BaseException) -> GolemError:

@@ -27,7 +27,8 @@ from golem_tasks.errors import InferenceError, PoisonJob
 from worker.batcher import Waiting
 from worker.burial import Burial
 from worker.requests import BatchedRequest
-from worker.runner import Job, Settled, run_dispatch
+from worker.runner import Answered, Job, Settled, run_dispatch
+from worker.tally import Figures
 
 __all__ = ["Dispatch", "Settlement", "TakesBack"]
 
@@ -67,6 +68,8 @@ class Dispatch:
         self.jobs = list(jobs)
         self.cancelled = False
         """Whether a cold shutdown has already signalled the child."""
+        self.figures: Figures | None = None
+        """What the child tells of it, once it has answered."""
         self._settlement = settlement
         self._on_end = on_end
         self._result: Any = None
@@ -105,9 +108,10 @@ class Dispatch:
         for job in self.jobs:
             self._settlement.accepted(job.request, pid, time_accepted)
 
-    def _answered(self, results: Sequence[Settled]) -> None:
+    def _answered(self, answered: Answered) -> None:
+        self.figures = answered.figures
         self._on_end(self)
-        self._settlement.answered(self.jobs, results)
+        self._settlement.answered(self.jobs, answered.settled)
 
     def _failed(self, einfo: Any) -> None:
         self._on_end(self)

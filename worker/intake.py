@@ -21,11 +21,12 @@ from celery.worker import state
 from redis.exceptions import RedisError
 
 from golem_tasks.errors import ConfigurationError, InvalidJob, PoisonJob
-from worker.batcher import Batcher, BatchLimits, Waiting
+from worker.batcher import Batcher, BatchLimits, Lane, Waiting
 from worker.dispatch import RETRY_S, Dispatch, Settlement
 from worker.measuring import waiting
 from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
+from worker.tally import Tally
 from worker.transport import Room
 
 __all__ = ["Intake"]
@@ -49,6 +50,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         self.dispatches: set[Dispatch] = set()
         """Batches the pool has, until they are settled."""
         self.settlement = Settlement(self)
+        self.tally = Tally(time.monotonic())
         self.max_tokens = 512
         """Tokens of the longest text the model sees; the processes report the real figure."""
         self._others: Callable[[Any], Any] | None = None
@@ -87,6 +89,8 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
                 state.task_ready(request)
                 return
             deliveries = getattr(request.message, "deliveries", 1)
+            self.tally.received += 1
+            self.tally.redelivered += deliveries > 1
             if deliveries > self.settings.max_deliveries:
                 message = f"The job was delivered {deliveries} times without being settled."
                 self.settlement.fail(request, PoisonJob(message, "deliveries", deliveries))
@@ -130,6 +134,14 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         if rows <= 0 or tokens <= 0 or scheduled >= self.worker.app.conf.worker_eta_task_limit:
             return Room(0)
         return Room(math.ceil(rows / self._rows_per_job))
+
+    def held(self) -> dict[Lane, tuple[int, int]]:
+        """Jobs here by lane: in the buffer, and in the processes."""
+        in_flight = dict.fromkeys(Lane, 0)
+        for dispatch in self.dispatches:
+            for job in dispatch.jobs:
+                in_flight[job.lane] += 1
+        return {lane: (count, in_flight[lane]) for lane, count in self.batcher.lengths().items()}
 
     def tags(self) -> set[str]:
         """Delivery tags of all jobs held here, buffered and in flight."""
@@ -224,6 +236,8 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
     def _ended(self, dispatch: Dispatch) -> None:
         """A process is idle again: give it the next batch before the last one is settled."""
         self.dispatches.discard(dispatch)
+        if dispatch.figures is not None:
+            self.tally.ended(len(dispatch.jobs), dispatch.figures)
         self.pump()
 
     def _write_now(self) -> None:

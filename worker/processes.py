@@ -53,6 +53,11 @@ class Report:
     message: str
     """The model, device, dtype and load time, or why it couldn't be loaded."""
     max_tokens: int = 0
+    model: str = ""
+    dtype: str = ""
+    device: str = ""
+    token_budget: int = 0
+    """Padded area of a micro-batch that suits the device."""
 
 
 def count(settings: WorkerSettings) -> int:
@@ -90,12 +95,12 @@ def settle_garbage() -> None:
     gc.freeze()
 
 
-def report(index: int, *, ready: bool, message: str, max_tokens: int = 0) -> None:
-    """Say in this worker's folder how the model process `index` came up."""
+def report(index: int, *, ready: bool, message: str, **facts: Any) -> None:
+    """Say in this worker's folder how the model process `index` came up; `facts`: see `Report`."""
     folder = os.environ.get(FOLDER)
     if folder is None:
         return
-    content = json.dumps(asdict(Report(index, os.getpid(), ready, message, max_tokens)))
+    content = json.dumps(asdict(Report(index, os.getpid(), ready, message, **facts)))
     part = Path(folder, f"{index}.part")
     part.write_text(content, encoding="utf-8")
     part.replace(Path(folder, f"{index}.json"))  # a reader sees all of it or nothing
@@ -154,6 +159,7 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
             if not each.ready:
                 self._give_up(each.message)
             logger.info("Model process %d is ready: %s", each.index, each.message)
+        worker.model_reports = reports
         worker.intake.max_tokens = max(each.max_tokens for each in reports)
         settle_garbage()
 

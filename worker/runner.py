@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import states
 from celery.app import trace
@@ -25,11 +25,12 @@ from celery.utils.saferepr import saferepr
 
 from golem_tasks.contract import SENT_AT_HEADER, Limits, ParsedJob, parse_job
 from golem_tasks.errors import ConfigurationError, InferenceError, InvalidJob, JobError
-from worker.classifier import Classified, Classifier, Work
+from worker.classifier import Classifier, Work
 from worker.interfaces import DeviceLost
 from worker.results import BatchedResults
+from worker.tally import Figures
 
-__all__ = ["Job", "Runner", "Settled", "active", "run_dispatch", "use"]
+__all__ = ["Answered", "Job", "Runner", "Settled", "active", "run_dispatch", "use"]
 
 logger = get_logger(__name__)
 
@@ -37,6 +38,14 @@ EX_SOFTWARE = 70  # sysexits.h
 
 Settled = tuple[int, Any, float]
 """What Celery's pool protocol wants for a job: failed (0 or 1), value or ExceptionInfo, seconds."""
+
+
+class Answered(NamedTuple):
+    """What a model process returns of a dispatch."""
+
+    settled: list[Settled]
+    """One for each job, in order."""
+    figures: Figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,25 +119,25 @@ class Runner:
             raise InferenceError.at("decode", f"job {task_id} got no answer")
         return outcome.value
 
-    def run(self, jobs: Sequence[Job]) -> list[Settled]:
+    def run(self, jobs: Sequence[Job]) -> Answered:
         """Answer and settle every job, in order; only a signal meant for this process escapes."""
         start_s = time.monotonic()
         ids = [job.id for job in jobs]
         try:
             # Left last: the soft limit is held back until the results are written.
             with ExitStack() as undisturbed, self._backend.dispatch(ids) as stored:
-                self._outcomes = self._answer(jobs, stored)
+                self._outcomes, figures = self._answer(jobs, stored)
                 undisturbed.enter_context(_undisturbed())
                 for task_id in self._backend.revoked_of(ids):
                     # Its callbacks and its chain mustn't go on from an answer nobody will see.
                     self._outcomes[task_id] = _Raised(Ignore("revoked"))
-                return [self._settle(job, start_s) for job in jobs]
+                return Answered([self._settle(job, start_s) for job in jobs], figures)
         finally:
             self._outcomes = {}
 
     def _answer(
         self, jobs: Sequence[Job], stored: dict[str, dict[str, Any]]
-    ) -> dict[str, _Outcome]:
+    ) -> tuple[dict[str, _Outcome], Figures]:
         outcomes: dict[str, _Outcome] = {}
         open_jobs: list[tuple[Job, ParsedJob]] = []
         for job in jobs:
@@ -146,8 +155,15 @@ class Runner:
         answers = iter(classified.outcomes)
         for job, parsed in open_jobs:
             outcomes[job.id] = _gather(parsed, answers)
-        _log(jobs, outcomes, classified)
-        return outcomes
+        figures = Figures.of(
+            classified.micro_batches,
+            texts=len(works),
+            failed=sum(_is_failure(outcome) for outcome in outcomes.values()),
+            queued_ms=max((work.queued_ms for work in works), default=0.0),
+            token_budget=self._classifier.token_budget,
+        )
+        _log(len(jobs), figures)
+        return outcomes, figures
 
     def _count_in_chord(self, job: Job, outcome: _Outcome) -> None:
         """Tell the chord of a job that its producer cancelled; no worker has, or it wasn't here."""
@@ -245,19 +261,20 @@ def _undisturbed() -> Iterator[None]:
             logger.info("The soft time limit passed while the jobs were settled; all of them are.")
 
 
-def _log(jobs: Sequence[Job], outcomes: dict[str, _Outcome], classified: Classified) -> None:
-    batches = classified.micro_batches
-    area = sum(batch.rows * batch.longest for batch in batches)
-    tokens = sum(batch.tokens for batch in batches)
+def _is_failure(outcome: _Outcome) -> bool:
+    return isinstance(outcome, _Raised) and not isinstance(outcome.error, Ignore)
+
+
+def _log(jobs: int, figures: Figures) -> None:
     logger.info(
         "Answered %d jobs (%d failed): %d rows in %d micro-batches, %.1f ms forward, "
         "%.1f %% padding.",
-        len(jobs),
-        sum(isinstance(outcome, _Raised) for outcome in outcomes.values()),
-        sum(batch.rows for batch in batches),
-        len(batches),
-        sum(batch.forward_ms for batch in batches),
-        100 * (1 - tokens / area) if area else 0.0,
+        jobs,
+        figures.failed,
+        figures.rows,
+        figures.micro_batches,
+        figures.forward_ms,
+        100 * figures.padding_share,
     )
 
 
@@ -284,7 +301,7 @@ def active() -> Runner:
     return _active
 
 
-def run_dispatch(pickled: bytes) -> list[Settled]:
+def run_dispatch(pickled: bytes) -> Answered:
     """The pool's entry point: answer a pickled list of `Job` with this process's runner.
 
     The pickle is this worker's own and came through its own pipe; on the wire there is only JSON.

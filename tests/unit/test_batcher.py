@@ -127,3 +127,13 @@ def test_discarded_jobs_are_gone_and_uncounted() -> None:
     gone = batcher.discard(lambda request: request != 2)
     assert names(gone) == [1, 3]
     assert (len(batcher), batcher.rows, batcher.tokens) == (1, 1, 10)
+
+
+@given(st.lists(jobs, max_size=30))
+def test_lengths_are_those_of_the_lanes(waiting: list[Waiting[int]]) -> None:
+    """Every lane is told, an empty one as 0; together they are the batcher's own length."""
+    batcher = filled(*waiting)
+    for lane, length in batcher.lengths().items():
+        assert length == sum(each.lane == lane for each in waiting)
+    assert set(batcher.lengths()) == set(Lane)
+    assert sum(batcher.lengths().values()) == len(batcher)

@@ -36,7 +36,7 @@ JOB_ERRORS = [
 OTHERS = [
     ResultTimeout("Job x did not end within 3 s.", "x", "PENDING", 12),
     SubmitIncomplete("Redis went away.", ["a"], ["b"], ["c"]),
-    errors.QueueFull("12 jobs wait.", 12, 10),
+    errors.QueueFull("12 jobs wait.", 12, 10, 3.5),
 ]
 
 
