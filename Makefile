@@ -11,13 +11,15 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH ?= plumbing
 BENCH_ARGS ?=
+MINUTES ?= 20
+SOAK_ARGS ?=
 
 BIN := .venv/bin
 # Written last, so that an installation that broke off is done again.
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean distclean
+.PHONY: help demo test lint types bench soak clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -37,6 +39,9 @@ types: $(INSTALLED) ## check the type hints
 
 bench: $(INSTALLED) ## run a benchmark and print JSON (BENCH=plumbing, BENCH_ARGS=...)
 	$(BIN)/python -m benchmarks.$(BENCH) $(BENCH_ARGS)
+
+soak: $(INSTALLED) ## random kills, hangs and resets for MINUTES=20; fails if a promise is broken
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(SOAK_ARGS)
 
 clean: ## remove caches and build output
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

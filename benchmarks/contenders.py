@@ -153,8 +153,9 @@ class RunningWorker:
         parent = self.pid
         if parent is None:
             return []
-        # "spawn" adds a process that tracks semaphores and runs nothing of ours.
-        return [pid for pid in children(parent) if b"_tracker" not in command(pid)]
+        # "spawn" adds a process that tracks semaphores; one that has ended has no command.
+        told = {pid: command(pid) for pid in children(parent)}
+        return [pid for pid, said in told.items() if said and b"_tracker" not in said]
 
     def parent_usage(self) -> Usage:
         """What the main process uses now."""

@@ -5,13 +5,16 @@ another text's (`expected`). Set by the environment, since they live in a worker
 
 - ``BENCH_LAUNCH_MS``, ``BENCH_TOKEN_US``: the simulated GPU takes a + b x padded tokens.
 - ``BENCH_ROW_TOKENS``: tokens of every text on it.
-- ``BENCH_LOG``: a file to which each micro-batch is appended, see `Run`.
+- ``BENCH_LOG``: a file to which each micro-batch is appended once it is done, see `Run`.
+
+A text that begins with `POISON` ends the process that launches it by a segmentation fault.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +26,24 @@ from golem_tasks.errors import JobError
 from worker.interfaces import Activation, Encoded, ModelInfo, Row
 from worker.settings import WorkerSettings
 
-__all__ = ["GPU", "NOOP", "Run", "expected", "fingerprint", "noop", "read_runs", "simulated_gpu"]
+__all__ = [
+    "GPU",
+    "NOOP",
+    "POISON",
+    "Run",
+    "expected",
+    "fingerprint",
+    "noop",
+    "read_runs",
+    "simulated_gpu",
+]
 
 NOOP = "benchmarks.engines:noop"
 GPU = "benchmarks.engines:simulated_gpu"
 
+POISON = "poison "
 LABELS = ("NEGATIVE", "POSITIVE")
+_POISON_MARK = -1  # no text's fingerprint
 _SPAN = 4.0  # logits lie between -4 and 4, as a sentiment model's do
 
 
@@ -43,13 +58,17 @@ def expected(text: str) -> tuple[str, float]:
     return LABELS[logit > 0], 1.0 / (1.0 + math.exp(-2.0 * abs(logit)))
 
 
+def _mark(text: str) -> int:
+    return _POISON_MARK if text.startswith(POISON) else fingerprint(text)
+
+
 def _logit(mark: int) -> float:
     return _SPAN * (2.0 * (mark / 2**64) - 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One micro-batch as an engine logged it: a line of pid, two times and the texts' hashes."""
+    """A finished micro-batch as its engine logged it: pid, two times and the texts' hashes."""
 
     pid: int
     begun_s: float
@@ -88,13 +107,18 @@ class _Log:
 @dataclass(frozen=True, slots=True)
 class _Launched:
     rows: Sequence[Row]
+    begun_s: float
+    """Monotonic time at which the device takes it up, as `ready_s`."""
     ready_s: float
-    """Monotonic time at which the device has the answer."""
+    log: _Log
 
     def logits(self) -> list[list[float]]:
         """Wait for the simulated device; (B, 2)."""
         if (wait_s := self.ready_s - time.monotonic()) > 0:
             time.sleep(wait_s)
+        # Not at launch: a micro-batch that a kill cut short has answered nobody.
+        to_unix_s = time.time() - time.monotonic()
+        self.log.write(self.begun_s + to_unix_s, self.ready_s + to_unix_s, self.rows)
         logits = [_logit(row.ids[0]) for row in self.rows]
         return [[-logit, logit] for logit in logits]
 
@@ -137,18 +161,17 @@ class HashEngine:
     ) -> list[Encoded | JobError]:
         """Hash each text."""
         tokens = 1 + len(self._padding)
-        rows = [Row([fingerprint(item.text), *self._padding]) for item in items]
+        rows = [Row([_mark(item.text), *self._padding]) for item in items]
         return [Encoded((row,), tokens, truncated=False) for row in rows]
 
     def launch(self, rows: Sequence[Row]) -> _Launched:
         """Queue a micro-batch on the device, which runs one after the other."""
-        now_s = time.monotonic()
+        if any(row.ids[0] == _POISON_MARK for row in rows):
+            os.kill(os.getpid(), signal.SIGSEGV)
         padded = len(rows) * max(row.length for row in rows)
-        begun_s = max(now_s, self._free_s)
+        begun_s = max(time.monotonic(), self._free_s)
         self._free_s = begun_s + self._launch_s + self._token_s * padded
-        to_unix_s = time.time() - now_s
-        self._log.write(begun_s + to_unix_s, self._free_s + to_unix_s, rows)
-        return _Launched(rows, self._free_s)
+        return _Launched(rows, begun_s, self._free_s, self._log)
 
     def release_memory(self) -> None:
         """Nothing is held in reserve."""

@@ -32,7 +32,7 @@ class Ledger:
     held_after: int
     """Messages still unacknowledged at the end, answered ones included."""
     duplicates: int
-    """Runs of the model beyond the first of each job."""
+    """Finished runs of the model beyond the first of each job."""
 
     @property
     def clean(self) -> bool:

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import engine_plot
+from benchmarks.plot_style import COLOURS, Results, legend
+from benchmarks.soak_plots import SOAK
 from golem_tasks.errors import ConfigurationError
 
 __all__ = ["draw"]
 
-COLOURS = {"golem": "#0f766e", "celery": "#d97706", "celery-batches": "#64748b"}
 _INK = "#1f2937"
 _PARTS = ("queued", "forward", "rest")
 _PART_COLOURS = ("#94a3b8", "#0f766e", "#fbbf24")
-
-Results = dict[str, dict[str, Any]]
 
 
 def draw(content: dict[str, Any], file: Path) -> None:
@@ -89,11 +88,6 @@ def _whiskers(figures: Sequence[dict[str, float]]) -> list[list[float]]:
     return [below, above]
 
 
-def _legend(axis: Any) -> None:
-    if axis.get_legend_handles_labels()[0]:  # a run may have left a panel empty
-        axis.legend()
-
-
 def _bars(axis: Any, labels: Sequence[str], figures: Sequence[dict[str, float]], unit: str) -> None:
     colours = [COLOURS.get(label.split()[0], "#475569") for label in labels]
     values = [_median(figure) for figure in figures]
@@ -136,7 +130,7 @@ def _plumbing_cpu(axis: Any, results: Results) -> None:
         bottom = [low + value for low, value in zip(bottom, values, strict=True)]
     axis.set_ylabel("CPU ms per job")
     axis.set_title("Where the CPU goes")
-    _legend(axis)
+    legend(axis)
 
 
 def _numbered(results: Results, pattern: str) -> list[tuple[int, dict[str, Any]]]:
@@ -172,7 +166,7 @@ def _growth_cost(axis: Any, results: Results) -> None:
     axis.set_xlabel("jobs waiting")
     axis.set_ylabel("CPU ms per job, parent and child")
     axis.set_title("Cost per job as the backlog grows")
-    _legend(axis)
+    legend(axis)
 
 
 def _growth_memory(axis: Any, results: Results) -> None:
@@ -185,7 +179,7 @@ def _growth_memory(axis: Any, results: Results) -> None:
     axis.set_xlabel("jobs waiting")
     axis.set_ylabel("peak RSS, MiB")
     axis.set_title("Memory as the backlog grows")
-    _legend(axis)
+    legend(axis)
 
 
 def _growth_workers(axis: Any, results: Results) -> None:
@@ -198,7 +192,7 @@ def _growth_workers(axis: Any, results: Results) -> None:
     axis.set_xlabel("workers on simulated GPUs, sharing the machine's cores")
     axis.set_ylabel("share of linear speed")
     axis.set_title("Speed as workers are added")
-    _legend(axis)
+    legend(axis)
 
 
 _CAPACITIES = ("golem capacity", "celery capacity")
@@ -231,7 +225,7 @@ def _latency_pairs(axis: Any, results: Results) -> None:
     axis.set_xticks(range(len(labels)), labels)
     axis.set_ylabel("ms from submit to answer")
     axis.set_title("At the same rate: median, whisker to p99")
-    _legend(axis)
+    legend(axis)
 
 
 def _latency_own(axis: Any, results: Results) -> None:
@@ -246,7 +240,7 @@ def _latency_own(axis: Any, results: Results) -> None:
     axis.set_xlabel(f"load, % of golem's capacity ({rate:,.0f} jobs/s)")
     axis.set_ylabel("ms from submit to answer")
     axis.set_title("Golem as it fills up")
-    _legend(axis)
+    legend(axis)
 
 
 def _latency_parts(axis: Any, results: Results) -> None:
@@ -260,7 +254,7 @@ def _latency_parts(axis: Any, results: Results) -> None:
     axis.grid(axis="x")
     axis.set_xlabel("ms, median of each part")
     axis.set_title("Where the time goes")
-    _legend(axis)
+    legend(axis)
 
 
 def _resets_ledger(axis: Any, results: Results) -> None:
@@ -283,26 +277,7 @@ def _resets_ledger(axis: Any, results: Results) -> None:
     axis.set_ylabel("jobs")
     axis.set_title("Jobs after the resets")
     axis.margins(y=0.15)
-    _legend(axis)
-
-
-def _soak_gauge(gauge: str, unit: str) -> Callable[[Any, Results], None]:
-    def panel(axis: Any, results: Results) -> None:
-        for name, figures in results.items():
-            series = figures["over_time"]
-            for part, style in (("parent", "-"), ("child", "--")):
-                minutes = [at_s / 60 for at_s in series["at_s"]]
-                axis.plot(
-                    minutes, series[f"{part}_{gauge}"], style, color=COLOURS[name],
-                    label=f"{name} {part}",
-                )  # fmt: skip
-        axis.set_ylim(bottom=0)
-        axis.set_xlabel("minutes")
-        axis.set_ylabel(unit)
-        axis.set_title(f"{unit} during the soak")
-        _legend(axis)
-
-    return panel
+    legend(axis)
 
 
 _PANELS: dict[str, tuple[Callable[[Any, Results], None], ...]] = {
@@ -311,5 +286,5 @@ _PANELS: dict[str, tuple[Callable[[Any, Results], None], ...]] = {
     "engine": engine_plot.panels,
     "latency": (_latency_pairs, _latency_own, _latency_parts),
     "resets": (_resets_ledger,),
-    "soak": (_soak_gauge("rss_mib", "RSS, MiB"), _soak_gauge("fds", "Open files")),
+    "soak": SOAK,
 }

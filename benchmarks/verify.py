@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.engines import expected
-from golem_tasks.errors import GolemError
+from benchmarks.engines import POISON, expected
+from golem_tasks.errors import GolemError, PoisonJob
 
 if TYPE_CHECKING:
     from benchmarks.backlog import Bench
@@ -23,11 +23,11 @@ class Verdict(Enum):
     """What became of one job, as its result key tells."""
 
     RIGHT = "right"
-    """SUCCESS with the very answer its text has."""
+    """SUCCESS with the very answer its text has; for a poison text, FAILURE as `PoisonJob`."""
     WRONG = "wrong"
     """SUCCESS with another answer."""
     FAILED = "failed"
-    """Any other final state; in these benchmarks nothing may fail."""
+    """Any other final state: an innocent job that failed, or a poison text blamed otherwise."""
     ABSENT = "absent"
     """No result."""
 
@@ -38,7 +38,10 @@ def judge(raw: bytes | None, text: str) -> Verdict:
         return Verdict.ABSENT
     meta: dict[str, Any] = json.loads(raw)
     if meta["status"] != "SUCCESS":
-        return Verdict.FAILED
+        blamed = text.startswith(POISON) and meta["result"]["exc_type"] == PoisonJob.__name__
+        return Verdict.RIGHT if blamed else Verdict.FAILED
+    if text.startswith(POISON):
+        return Verdict.WRONG
     label, score = expected(text)
     result = meta["result"]
     right = result["label"] == label and abs(result["score"] - score) <= _TOLERANCE

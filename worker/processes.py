@@ -9,6 +9,7 @@ the worker with one sentence instead of a loop of crashing children.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import json
 import os
@@ -102,8 +103,9 @@ def report(index: int, *, ready: bool, message: str, **facts: Any) -> None:
         return
     content = json.dumps(asdict(Report(index, os.getpid(), ready, message, **facts)))
     part = Path(folder, f"{index}.part")
-    part.write_text(content, encoding="utf-8")
-    part.replace(Path(folder, f"{index}.json"))  # a reader sees all of it or nothing
+    with contextlib.suppress(FileNotFoundError):  # the worker left while this process loaded
+        part.write_text(content, encoding="utf-8")
+        part.replace(Path(folder, f"{index}.json"))  # a reader sees all of it or nothing
 
 
 class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
@@ -164,7 +166,7 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
         settle_garbage()
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:  # noqa: ARG002 - Celery's
-        """Look once a second whether a replacement child failed to load."""
+        """Look once a second whether a child ended or its replacement failed to load."""
         hub.call_repeatedly(1.0, self._watch)
 
     def close(self, worker: Any) -> None:
@@ -174,7 +176,10 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
         grace.start()
 
     def _watch(self) -> None:
-        """Count the replacements of each process that failed in a row, whether they said so."""
+        """Replace what ended; count how many replacements in a row failed, whether they said so."""
+        # Celery looks when a process's pipe closes, which is an instant before the process can be
+        # reaped, and then not for 5 s: often enough the batch it held had to wait for that.
+        self._worker.pool.maintain_pool()
         reports = {each.pid: each for each in self._reports()}
         for pid, each in reports.items():
             if each.ready and pid not in self._seen:

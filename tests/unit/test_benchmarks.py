@@ -16,7 +16,7 @@ from benchmarks.ledger import extra_runs, settle
 from benchmarks.procfs import Usage, usage
 from benchmarks.report import Figure, Report, percentile, ratio, significant, summarise
 from benchmarks.resets import schedule
-from benchmarks.soak import Sample, flatness
+from benchmarks.soak_figures import Sample, flatness
 from benchmarks.verify import Verdict, judge
 from golem_tasks.contract import Options, TextItem
 from worker.classifier import Classifier, Work
