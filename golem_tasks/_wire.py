@@ -36,6 +36,7 @@ from kombu.messaging import Producer
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 from pydantic import ValidationError
+from redis.exceptions import NoPermissionError
 
 from golem_tasks import errors
 from golem_tasks._redis import FAILED, backend_server, broker_server, celery_url
@@ -235,7 +236,8 @@ class Wire:
     def broadcast_revoke(self, job_ids: Sequence[str]) -> None:
         """Tell every worker to drop these jobs; a failure is logged only.
 
-        What is stored as their results already decides; this spares a worker holding them.
+        What is stored as their results already decides; this spares a worker holding them. A Redis
+        user who may command workers can also shut them down, so a producer's often may not.
         """
         timeout_s = self.settings.connect_timeout_s
         options = {
@@ -249,10 +251,12 @@ class Wire:
             with Connection(url, transport_options=options) as connection:
                 self._app.control.revoke(list(job_ids), connection=connection)
         except (OperationalError, *FAILED) as exc:
-            logger.warning(
+            cause = exc.__cause__ or exc  # kombu puts its own error round redis-py's
+            logger.log(
+                logging.DEBUG if isinstance(cause, NoPermissionError) else logging.WARNING,
                 "The workers couldn't be told of %d cancelled jobs: %s",
                 len(job_ids),
-                self.broker.unavailable(exc),
+                self.broker.unavailable(cause),
             )
 
     def _list_key(self, queue: str, priority: int) -> str:

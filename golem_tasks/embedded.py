@@ -62,13 +62,21 @@ class EmbeddedServer:
     Args:
         appendonly: whether every write reaches the disk before its reply (``appendfsync always``).
         arguments: more server arguments, such as ``["--maxmemory", "4mb"]``.
+        binary: the server to start; by default what `server_binary` finds.
     """
 
-    def __init__(self, *, appendonly: bool = False, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        appendonly: bool = False,
+        arguments: Sequence[str] = (),
+        binary: str | None = None,
+    ) -> None:
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="golem-redis-"))
         self.log = self.folder / "server.log"
         self._arguments = [*_persistence(appendonly=appendonly), *arguments]
+        self._binary = binary
         self._guard: subprocess.Popen[bytes] | None = None
 
     @property
@@ -92,7 +100,7 @@ class EmbeddedServer:
             BrokerUnavailable: it ended or didn't answer within 20 s; the text has its last lines.
         """
         command = [
-            server_binary(), "--port", str(self.port), "--bind", "127.0.0.1",
+            self._binary or server_binary(), "--port", str(self.port), "--bind", "127.0.0.1",
             "--dir", str(self.folder), "--pidfile", str(self.folder / "pid"),
             "--daemonize", "no", *self._arguments,
         ]  # fmt: skip

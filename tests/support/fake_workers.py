@@ -30,6 +30,7 @@ class FakeWorker(WorkerProcess):
         *,
         arguments: Sequence[str] = (),
         name: str = "w1",
+        sociable: bool = False,
         **settings: str,
     ) -> None:
         self.runs_file = folder / f"{name}.runs"
@@ -39,7 +40,7 @@ class FakeWorker(WorkerProcess):
             "FAKE_LOG": str(self.runs_file),
             **settings,
         }
-        super().__init__(folder, env, arguments=arguments, name=name)
+        super().__init__(folder, env, arguments=arguments, name=name, sociable=sociable)
 
     @property
     def runs(self) -> Counter[str]:

@@ -1,5 +1,7 @@
 """Tasks that aren't Golem's, for a Golem worker to run beside its own (``--include``)."""
 
+from typing import Any
+
 from celery import shared_task
 
 
@@ -13,3 +15,15 @@ def add(left: int, right: int) -> int:
 def fail(message: str) -> None:
     """Fail with a message."""
     raise ValueError(message)
+
+
+@shared_task(name="plain.label")
+def label(prediction: dict[str, Any]) -> str:
+    """Take the label out of a prediction."""
+    return str(prediction["label"])
+
+
+@shared_task(name="plain.labels")
+def labels(predictions: list[dict[str, Any]]) -> list[str]:
+    """Take the label out of each of many predictions."""
+    return [label(prediction) for prediction in predictions]

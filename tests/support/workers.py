@@ -23,6 +23,7 @@ class WorkerProcess:
         env: settings, such as ``GOLEM_BROKER_URL``, put over this process's environment.
         app: Celery app of the worker.
         arguments: more arguments of ``celery worker``.
+        sociable: whether it talks to other workers, as Celery's does by default.
     """
 
     def __init__(
@@ -33,13 +34,15 @@ class WorkerProcess:
         app: str = "worker",
         arguments: Sequence[str] = (),
         name: str = "w1",
+        sociable: bool = False,
     ) -> None:
         self.log = folder / f"{name}.log"
         self.name = name
         self._env = {**os.environ, **env}
         self._command = [
             sys.executable, "-m", "celery", "-A", app, "worker", "--loglevel", "INFO",
-            "--without-gossip", "--without-mingle", "--hostname", f"{name}@test", *arguments,
+            *([] if sociable else ["--without-gossip", "--without-mingle"]),
+            "--hostname", f"{name}@test", *arguments,
         ]  # fmt: skip
         self._guard: subprocess.Popen[bytes] | None = None
 
