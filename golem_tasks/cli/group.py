@@ -34,6 +34,8 @@ _COMMANDS = {
     "worker": "Run a worker: a model that answers what is queued.",
     "classify": "Classify texts, or a whole file of them, through the queue.",
     "inspect": "Look inside the model at one text, stage by stage.",
+    "queue": "Count what waits and what is worked on; say how long it will take.",
+    "top": "Watch a queue and its workers, live.",
     "dead": "List, show, requeue or drop the jobs that were given up.",
     "health": "Ask through the queue whether a worker really answers.",
 }

@@ -10,7 +10,7 @@ from golem_tasks.cli import main
 from tests.support.cli import environment, golem
 from worker.settings import WorkerSettings
 
-COMMANDS = ("demo", "worker", "classify", "inspect", "dead", "health")
+COMMANDS = ("demo", "worker", "classify", "inspect", "queue", "top", "dead", "health")
 NOWHERE = "redis://user:hunter2@127.0.0.1:1/0"
 
 
