@@ -29,6 +29,7 @@ from golem_tasks.errors import (
     JobError,
     JobExpired,
     JobRevoked,
+    QueueFull,
     ResultTimeout,
 )
 from golem_tasks.textfiles import Line
@@ -89,6 +90,8 @@ class Bulk:
         self._patience_s = patience_s
         self._notice = notice
         self._flight: deque[_Chunk] = deque()
+        self._unsent: _Chunk | None = None
+        """The next to be sent, if there was no room for it."""
         self._heard_s = time.monotonic()
         self._reached = False
 
@@ -100,14 +103,13 @@ class Bulk:
         Raises:
             BrokerUnavailable: Redis wasn't there at the start, or stayed away too long.
             ResultTimeout: nothing came back for too long.
+            QueueFull: there was no room for too long; ``GOLEM_MAX_BACKLOG`` bounds it.
         """
         chunks = self._chunks(lines)
         self._heard_s = time.monotonic()
         try:
             while True:
-                while self._under_way() < self._window_texts and (chunk := next(chunks, None)):
-                    self._flight.append(chunk)  # before it is sent, so that it is cancelled too
-                    self._send(chunk)
+                self._refill(chunks)
                 if not self._flight:
                     return
                 outcomes = self._collect(self._flight[0])
@@ -115,6 +117,31 @@ class Bulk:
                 yield outcomes
         finally:
             self._cancel()
+
+    def _refill(self, chunks: Iterator[_Chunk]) -> None:
+        """Send until enough is under way, or until the queue is full: what comes back makes room.
+
+        Raises:
+            QueueFull: it is full of others' jobs, and stayed so for too long.
+        """
+        while self._under_way() < self._window_texts:
+            chunk = self._unsent or next(chunks, None)
+            if chunk is None:
+                return
+            self._unsent = chunk
+            self._flight.append(chunk)  # before it is sent, so that it is cancelled too
+            try:
+                self._send(chunk)
+            except QueueFull as exc:
+                self._flight.pop()
+                if self._flight:
+                    return
+                if time.monotonic() - self._heard_s >= self._patience_s:
+                    raise
+                self._notice(f"waiting for room in the queue ({exc})")
+                time.sleep(_PAUSE_S)
+            else:
+                self._unsent = None
 
     def _under_way(self) -> int:
         return sum(len(chunk.lines) for chunk in self._flight)
@@ -133,13 +160,20 @@ class Bulk:
         if chunk:
             yield _Chunk(chunk)
 
-    def _send(self, chunk: _Chunk) -> None:
-        """Put a chunk into the queue, for the first time or again under its id."""
+    def _send(self, chunk: _Chunk, *, again: bool = False) -> None:
+        """Put a chunk into the queue; what was there already, in whatever form, isn't refused.
+
+        Raises:
+            QueueFull: there is no room for a new one.
+        """
         if not (texts := chunk.texts):
             return
+        options = self._options.copy()
+        if again:
+            options["max_backlog"] = None
         try:
             chunk.job = self._patiently(
-                lambda: self._golem.submit_batch(texts, task_id=chunk.id, **self._options)
+                lambda: self._golem.submit_batch(texts, task_id=chunk.id, **options)
             )
         except JobError as exc:
             chunk.refused = exc
@@ -192,7 +226,7 @@ class Bulk:
             # In a worker's hands, or lost with Redis's data, which look the same from here. Twice
             # in the queue is harmless: a worker passes over what has its answer.
             for chunk in self._flight:
-                self._send(chunk)
+                self._send(chunk, again=True)
 
     def _apart(self, chunk: _Chunk, error: JobError) -> list[Outcome]:
         """Find whose fault a failed message is: its halves are sent, each for itself."""
@@ -201,7 +235,7 @@ class Bulk:
         middle = len(chunk.lines) // 2
         halves = [_Chunk(chunk.lines[:middle]), _Chunk(chunk.lines[middle:])]
         for half in halves:
-            self._send(half)
+            self._send(half, again=True)
         outcomes = [outcome for half in halves for outcome in self._collect(half)]
         for half in halves:
             self._forget(half)

@@ -81,7 +81,7 @@ def _probe(settings: ClientSettings, timeout_s: float) -> dict[str, Any]:
     with Golem(settings=settings) as golem:
         begun_s = time.monotonic()
         # It expires, so that the probes of an hour without a worker don't greet the next one.
-        job = golem.submit(_PROBE, expires_s=timeout_s)
+        job = golem.submit(_PROBE, expires_s=timeout_s, max_backlog=None)
         try:
             prediction = job.result(timeout_s)
         except ResultTimeout as exc:

@@ -15,7 +15,7 @@ from golem_tasks.cli.outfile import Outcome
 from golem_tasks.client import Golem, SubmitOptions
 from golem_tasks.contract import Limits, Prediction
 from golem_tasks.embedded import EmbeddedServer
-from golem_tasks.errors import PoisonJob, ResultTimeout
+from golem_tasks.errors import PoisonJob, QueueFull, ResultTimeout
 from golem_tasks.settings import ClientSettings, load
 from golem_tasks.textfiles import Line, checked
 from tests.support.answers import Answers, body, messages, prediction
@@ -169,6 +169,41 @@ def test_no_more_than_the_window_is_under_way(golem: Golem) -> None:
     with pytest.raises(ResultTimeout, match="No answer for "):
         next(run.outcomes(counted()))
     assert taken <= 110
+
+
+def limited(server: EmbeddedServer) -> Golem:
+    """A client whose submits are refused when two jobs have no answer."""
+    return Golem(settings=load(ClientSettings, broker_url=server.url, max_backlog=2))
+
+
+def test_a_full_queue_only_slows_a_run_down(server: EmbeddedServer) -> None:
+    """What comes back makes room for the next; nothing is refused, and every line is answered."""
+    texts = [f"text {number}" for number in range(60)]
+    texts[17] = "poison"  # whose halves are sent again, although the queue is full
+    with limited(server) as golem, Particular(server):
+        outcomes = run(golem, texts, chunk_texts=4)
+    assert labels(outcomes) == [*texts[:17], "PoisonJob", *texts[18:]]
+
+
+def test_a_run_puts_no_more_into_the_queue_than_the_limit(server: EmbeddedServer) -> None:
+    """Of ten messages the window would allow, two are sent while nobody answers."""
+    with limited(server) as golem, server.client() as client:
+        run = Bulk(golem, SubmitOptions(bulk=True), chunk_texts=10, patience_s=0.3)
+        with pytest.raises(ResultTimeout):
+            next(run.outcomes(lines([f"text {number}" for number in range(100)])))
+        assert client.llen("golem.bulk") == 2
+
+
+def test_a_queue_that_stays_full_of_others_jobs_ends_a_run(server: EmbeddedServer) -> None:
+    """It says that it waits for room, and gives up when its patience is over."""
+    said: list[str] = []
+    with limited(server) as golem:
+        golem.submit_many(["one", "two"])
+        run = Bulk(golem, SubmitOptions(bulk=True), patience_s=0.3, notice=said.append)
+        with pytest.raises(QueueFull):
+            next(run.outcomes(lines(["three"])))
+        assert golem.backlog().total == 2
+    assert any(sentence.startswith("waiting for room in the queue") for sentence in said)
 
 
 def test_what_is_under_way_when_it_ends_is_cancelled(server: EmbeddedServer, golem: Golem) -> None:
