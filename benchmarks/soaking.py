@@ -88,7 +88,8 @@ class Soak:
         env = {
             **_GPU_ENV,
             "BENCH_LOG": str(self._runs),
-            "GOLEM_VISIBILITY_TIMEOUT_S": str(plan.lease_s),
+            "GOLEM_LEASE_S": str(plan.lease_s),
+            "GOLEM_VISIBILITY_TIMEOUT_S": str(plan.lease_s),  # what the peers go by
         }
         self._fleet = Fleet(
             [

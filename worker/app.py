@@ -15,6 +15,7 @@ from kombu.entity import Queue
 from golem_tasks._redis import celery_url
 from golem_tasks.settings import describe
 from worker.intake import Intake
+from worker.leaving import Leaving
 from worker.processes import ModelProcesses, count
 from worker.reconnect import Adoption
 from worker.results import backend_url
@@ -22,7 +23,10 @@ from worker.settings import WorkerSettings
 from worker.stats import Statistics
 from worker.tasks import register
 
-__all__ = ["GolemApp", "build", "configuration"]
+__all__ = ["SWEEPS_PER_LEASE", "GolemApp", "build", "configuration"]
+
+SWEEPS_PER_LEASE = 6
+"""Looks for what dead workers left; their jobs reappear within a lease and a sixth."""
 
 
 class GolemApp(Celery):  # type: ignore[misc]  # Celery ships no types
@@ -54,6 +58,7 @@ def build(settings: WorkerSettings) -> GolemApp:
     app.steps["worker"].add(Intake)
     app.steps["worker"].add(ModelProcesses)
     app.steps["worker"].add(Statistics)
+    app.steps["worker"].add(Leaving)
     app.steps["consumer"].add(Adoption)
     register(app)
     _connect_signals()
@@ -72,10 +77,15 @@ def configuration(settings: WorkerSettings) -> dict[str, Any]:
 
 def _broker(settings: WorkerSettings) -> dict[str, Any]:
     options = {
-        # Stock sweeps every 100 s; a dead worker's jobs should reappear soon after the timeout.
+        "lease_s": settings.lease_s,
+        # What a stock transport holds isn't renewed: a batch and its wait must fit into this.
         "visibility_timeout": settings.visibility_timeout_s,
-        "unacked_restore_interval": 5,
+        # Stock sweeps every 100 s; a dead worker's jobs should reappear soon after their lease.
+        "unacked_restore_interval": settings.lease_s / SWEEPS_PER_LEASE,
         "unacked_restore_throttle": 1,
+        # A sweeper that dies keeps the others from sweeping for so long; kombu's 5 minutes are many
+        # leases, and two sweeps at once are harmless.
+        "unacked_mutex_expire": max(5, round(settings.lease_s / 2)),
         # A server that hangs must not hang us: without it a publish or an ack waits for ever.
         "socket_timeout": settings.socket_timeout_s,
         "socket_connect_timeout": settings.connect_timeout_s,

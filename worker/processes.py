@@ -14,10 +14,8 @@ import gc
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +29,7 @@ from celery.worker.state import maybe_shutdown
 
 from worker.settings import WorkerSettings
 
-__all__ = ["ModelProcesses", "Report", "count", "report", "settle_garbage"]
+__all__ = ["FOLDER", "ModelProcesses", "Report", "count", "report", "settle_garbage"]
 
 logger = get_logger(__name__)
 
@@ -169,12 +167,6 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
         """Look once a second whether a child ended or its replacement failed to load."""
         hub.call_repeatedly(1.0, self._watch)
 
-    def close(self, worker: Any) -> None:
-        """A shutdown begins: batches in flight may take `grace_s` seconds to finish."""
-        grace = threading.Timer(self._settings.grace_s, _give_up_batches, [worker.pool])
-        grace.daemon = True  # a worker that leaves sooner doesn't wait for it
-        grace.start()
-
     def _watch(self) -> None:
         """Replace what ended; count how many replacements in a row failed, whether they said so."""
         # Celery looks when a process's pipe closes, which is an instant before the process can be
@@ -209,17 +201,6 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
     def _give_up(self, message: str) -> None:
         logger.critical("The worker can't start. %s", message)
         raise WorkerShutdown(EX_CONFIG)
-
-
-def _give_up_batches(pool: Any) -> None:
-    """End the processes that still compute; their jobs are unacknowledged and run elsewhere."""
-    running = [process for process in pool._pool._pool if process.exitcode is None]
-    if running:
-        logger.warning(
-            "Batches still run after GOLEM_GRACE_S; they are given up, their jobs run elsewhere."
-        )
-    for process in running:
-        os.kill(process.pid, signal.SIGKILL)
 
 
 def _exit(code: int) -> str:

@@ -38,6 +38,7 @@ class SteadyConsumer(RefusingConsumer):
         connection = super().connect()
         connection.transport.window = self.controller.intake.window
         connection.transport.unfit = self.fail_unfit
+        connection.transport.on_lost = self.controller.intake.forget
         return connection
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:

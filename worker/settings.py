@@ -82,6 +82,14 @@ class WorkerSettings(ClientSettings):
         le=100_000,
         description="Jobs kept, with their texts, that failed as PoisonJob (golem dead); 0: none.",
     )
+    lease_s: float = Field(
+        30.0,
+        ge=5,
+        le=3600,
+        description="Seconds a job stays with a worker that died; a living one keeps renewing.",
+    )
     visibility_timeout_s: int = Field(
-        300, ge=10, description="Seconds after which a job held by a dead worker reappears."
+        3600,
+        ge=10,
+        description="The same for workers that don't renew: stock Celery's, GOLEM_TRANSPORT=stock.",
     )

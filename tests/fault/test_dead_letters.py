@@ -91,7 +91,7 @@ def test_2_a_worker_killed_between_the_letter_and_the_failure(
     settings = {
         "GOLEM_RESULT_BACKEND": store.url,
         "GOLEM_MAX_DELIVERIES": "1",
-        "GOLEM_VISIBILITY_TIMEOUT_S": "10",
+        "GOLEM_LEASE_S": "10",
     }
     result = send(app, "kill")
     worker = FakeWorker(tmp_path, alone, **settings).start(wait=False)

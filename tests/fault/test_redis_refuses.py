@@ -142,7 +142,7 @@ def test_7_a_job_that_ends_every_worker_it_is_delivered_to(
     """After so many deliveries it is PoisonJob; sent again, its deliveries are counted anew."""
     go = tmp_path / "go"
     result = send(app, f"until:{go}")
-    settings = {"GOLEM_MAX_DELIVERIES": "1", "GOLEM_VISIBILITY_TIMEOUT_S": "10"}
+    settings = {"GOLEM_MAX_DELIVERIES": "1", "GOLEM_LEASE_S": "10"}
     first = FakeWorker(tmp_path, alone, **settings).start()
     wait_until(lambda: jobs_of(app, "active"), "the job to run")
     first.signal(signal.SIGKILL)

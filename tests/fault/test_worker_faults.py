@@ -204,7 +204,7 @@ def test_8_the_worker_killed_under_load(tmp_path: Path, alone: EmbeddedServer, a
     """SIGKILL of the main process: another worker gets all its jobs when their lease runs out."""
     texts = numbered(200)
     results = send_all(app, texts)
-    settings = {"GOLEM_MAX_ROWS": "20", "GOLEM_VISIBILITY_TIMEOUT_S": "10"}
+    settings = {"GOLEM_MAX_ROWS": "20", "GOLEM_LEASE_S": "10"}
     first = FakeWorker(tmp_path, alone, FAKE_FORWARD_S="0.3", **settings).start()
     wait_until(lambda: len(first.runs) >= 40, "two batches to be computed")
     first.signal(signal.SIGKILL)

@@ -47,6 +47,13 @@ def remaining(client: redis.Redis) -> set[str]:
     return {key.decode() for key in client.keys("*") if not key.startswith(b"_kombu")}
 
 
+def end_leases(client: redis.Redis, *tags: str) -> None:
+    """Let the time pass that these messages' leases last."""
+    past_s = client.time()[0] - 1
+    for key in ("unacked_index", "golem:leases"):
+        client.zadd(key, dict.fromkeys(tags, past_s))
+
+
 def commands(client: redis.Redis, name: str) -> int:
     """How often the server has run a command since its statistics were reset."""
     stats: dict[str, Any] = client.info("commandstats")
@@ -79,7 +86,7 @@ def test_stock_consumers_take_what_our_producers_send(server: EmbeddedServer) ->
 def test_records_exactly_what_stock_kombu_records(
     server: EmbeddedServer, client: redis.Redis, consuming: Consuming
 ) -> None:
-    """The entry of ``unacked`` equals stock's, and its score is the server's time."""
+    """The entry of ``unacked`` equals stock's; its score, the end of the lease, isn't past yet."""
     publish(server, [1, 2])
     before_s = client.time()
     channel = stock_channel(server)
@@ -93,7 +100,9 @@ def test_records_exactly_what_stock_kombu_records(
     assert payload.keys() == record[0].keys()
     assert payload == ours._raw
     score = client.zscore("unacked_index", ours.delivery_tag)
-    assert before_s[0] <= score <= after_s[0] + 1
+    assert before_s[0] <= score - OPTIONS["lease_s"] <= after_s[0] + 1
+    assert client.zscore("golem:leases", ours.delivery_tag) == score
+    assert client.zscore("golem:leases", theirs.delivery_tag) is None
     theirs.ack()
 
 
@@ -437,12 +446,12 @@ def test_a_callback_that_raises_costs_only_its_own_message(
 def test_acknowledgements_of_a_turn_leave_together(
     server: EmbeddedServer, client: redis.Redis, consuming: Consuming
 ) -> None:
-    """300 acknowledgements of one turn are one command each for hash and index."""
+    """300 acknowledgements of one turn are one command each for hash, index and leases."""
     publish(server, range(300))
     consuming.take(300)
     client.config_resetstat()
     consuming.ack_all()
-    assert commands(client, "hdel") == commands(client, "zrem") == 1
+    assert (commands(client, "hdel"), commands(client, "zrem")) == (1, 2)
     assert client.hlen("unacked") == 0
 
 
@@ -577,15 +586,123 @@ def test_a_renewed_message_is_not_taken_for_abandoned(
     publish(server, [1])
     consuming.take(1)
     tag = consuming.got[0].delivery_tag
+    first = client.zscore("golem:leases", tag)
     with Consuming(server.url, queues=()) as other:
-        client.zadd("unacked_index", {tag: 1})
         consuming.qos.renew()
+        assert client.zscore("unacked_index", tag) == client.zscore("golem:leases", tag) > first
         other.qos.restore_visible(interval=1)
         assert client.hexists("unacked", tag)
-        client.zadd("unacked_index", {tag: 1})
+        end_leases(client, tag)
         other.qos.restore_visible(interval=1)
         assert not client.hexists("unacked", tag)
     assert client.llen("golem") == 1
+    assert not client.exists("unacked_index", "golem:leases")
+    consuming.qos._delivered.clear()
+
+
+def test_leases_are_renewed_while_the_event_loop_is_busy(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    """A loop that doesn't turn, as in a long callback, costs no lease."""
+    with Consuming(server.url, options={"lease_s": 2}) as consuming:
+        publish(server, [1])
+        consuming.take(1)
+        tag = consuming.got[0].delivery_tag
+        first = client.zscore("unacked_index", tag)
+        wait_until(lambda: client.zscore("unacked_index", tag) > first + 1, "some renewals")
+        consuming.ack_all()
+    assert client.hlen("unacked") == 0
+
+
+def test_one_whose_message_was_taken_over_lets_it_go(
+    server: EmbeddedServer, client: redis.Redis, consuming: Consuming
+) -> None:
+    """It is told, drops the message, and touches neither the other's lease nor its record."""
+    publish(server, [1, 2])
+    consuming.take(2)
+    taken, kept = (message.delivery_tag for message in consuming.got)
+    told: set[str] = set()
+    consuming.transport.on_lost = told.update
+    end_leases(client, taken)
+    with Consuming(server.url) as other:
+        other.qos.restore_visible(interval=1)
+        assert other.take(1) == [1]
+        lease = client.zscore("unacked_index", taken)
+        consuming.qos.renew()
+        consuming.turn_until(lambda: told, "the loss to be told")
+        assert told == {taken}
+        consuming.close()
+        assert client.zscore("unacked_index", taken) == lease
+        assert client.hexists("unacked", taken)
+        assert not client.hexists("unacked", kept)
+        assert other.take(2) == [1, 2]
+        other.ack_all()
+    assert client.hlen("unacked") == 0
+
+
+def test_stock_workers_let_be_what_a_living_worker_holds(
+    server: EmbeddedServer, client: redis.Redis, consuming: Consuming
+) -> None:
+    """However short a stock worker's visibility timeout, what we renew isn't overdue for it."""
+    publish(server, [1])
+    consuming.take(1)
+    stock_channel(server, visibility_timeout=0).qos.restore_visible(interval=1)
+    assert client.hexists("unacked", consuming.got[0].delivery_tag)
+    consuming.ack_all()
+
+
+def test_we_let_be_what_a_stock_worker_holds(server: EmbeddedServer, client: redis.Redis) -> None:
+    """Its messages, never renewed, outlive any number of our leases."""
+    publish(server, [1])
+    message = stock_channel(server).basic_get("golem")
+    options = {"lease_s": 5, "visibility_timeout": 3600}
+    with Consuming(server.url, queues=(), options=options) as consuming:
+        client.zadd("unacked_index", {message.delivery_tag: client.time()[0] - 3_000})
+        consuming.qos.restore_visible(interval=1)
+        assert client.hexists("unacked", message.delivery_tag)
+    message.ack()
+    assert remaining(client) == set()
+
+
+def test_a_lease_says_nothing_of_a_stock_worker_that_took_over(
+    server: EmbeddedServer, client: redis.Redis, consuming: Consuming
+) -> None:
+    """A message a stock worker restored and took is judged by its own delivery."""
+    publish(server, [1])
+    consuming.take(1)
+    tag = consuming.got[0].delivery_tag
+    consuming.qos._delivered.clear()  # it is dead
+    end_leases(client, tag)
+    channel = stock_channel(server, visibility_timeout=0)
+    channel.qos.restore_visible(interval=1)
+    message = channel.basic_get("golem")
+    assert message.delivery_tag == tag
+    assert client.zcard("golem:leases") == 1
+    consuming.qos.restore_visible(interval=1)
+    assert client.hexists("unacked", tag)
+    assert client.zcard("golem:leases") == 0
+    message.ack()
+    assert client.hlen("unacked") == 0
+
+
+def test_after_a_silence_every_lease_begins_anew(
+    server: EmbeddedServer, client: redis.Redis, consuming: Consuming
+) -> None:
+    """A server that was away for longer than a lease gives its workers one lease to come back."""
+    publish(server, [1])
+    consuming.take(1)
+    tag = consuming.got[0].delivery_tag
+    with Consuming(server.url, queues=()) as other:
+        other.qos.restore_visible(interval=1)
+        silence = other.qos.leases.silence
+        silence.heard_s -= 100  # as if the server had hung for so long since then
+        end_leases(client, tag)
+        other.qos.restore_visible(interval=1)
+        assert client.hexists("unacked", tag)
+        assert silence.until_s >= client.time()[0] + OPTIONS["lease_s"] - 1
+        silence.until_s = 0
+        other.qos.restore_visible(interval=1)
+        assert not client.hexists("unacked", tag)
     consuming.qos._delivered.clear()
 
 
@@ -676,11 +793,13 @@ def test_a_sweep_refused_for_memory_is_tried_at_the_next_call() -> None:
         consuming.take(2)
         abandoned, kept = (message.delivery_tag for message in consuming.got)
         consuming.qos._delivered.pop(abandoned)
-        client.zadd("unacked_index", {abandoned: 1, kept: 1})
+        end_leases(client, abandoned)
+        before = client.zscore("unacked_index", kept)
         client.config_set("maxmemory", 1)
         consuming.qos._vrestore_count = 0  # of ten calls, the first sweeps
         consuming.qos.restore_visible()
-        assert client.zscore("unacked_index", kept) > 1
+        consuming.qos.renew()
+        assert client.zscore("unacked_index", kept) == client.zscore("golem:leases", kept) > before
         assert client.hexists("unacked", abandoned)
         client.config_set("maxmemory", 0)
         consuming.qos.restore_visible()
@@ -719,8 +838,9 @@ def test_a_fetch_that_runs_too_late_pops_nothing(
     publish(server, range(3))
     receipt = "golem:fetch:old"
     assert client.eval(script("fence"), 1, receipt, 60) == []
-    keys = ["unacked", "unacked_index", receipt, "golem:dead:envelopes", "golem"]
-    reply = client.eval(script("fetch"), 5, *keys, 10, 10_000, 60, "golem:deliveries:", 60, 10)
+    keys = ["unacked", "unacked_index", receipt, "golem:dead:envelopes", "golem:leases", "golem"]
+    limits = [10, 10_000, 60, "golem:deliveries:", 60, 10, 30, 60]
+    reply = client.eval(script("fetch"), len(keys), *keys, *limits)
     assert reply == [b"0", b"{}"]
     assert client.llen("golem") == 3
 
@@ -840,7 +960,7 @@ def test_adopting_twice_takes_nothing_from_another_worker(
         assert other.take(3) == [4, 5, 1]
         with Consuming(server.url, queues=()) as two:
             for tag in mine:  # what the first adoption renewed, its messages know
-                assert same.messages[tag].leased_at
+                assert same.messages[tag].leased_until
             assert two.qos.adopt(same, mine) == set()
             assert two.qos._delivered.keys() == mine
             assert client.hlen("unacked") == 5

@@ -17,6 +17,7 @@ from worker.transport import Connection, Held, Message, Room
 __all__ = ["OPTIONS", "Consuming", "numbers", "publish"]
 
 OPTIONS: dict[str, Any] = {
+    "lease_s": 60,
     "visibility_timeout": 60,
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,

@@ -27,7 +27,7 @@ class Consumer:
 
     def __init__(self, url: str, output: TextIO, lease_s: float) -> None:
         self._url = url
-        self._options = {"visibility_timeout": lease_s, "client_name": "consumer"}
+        self._options = {"lease_s": lease_s, "client_name": "consumer"}
         self._output = output
         self._buffer: deque[Any] = deque()
         self._stopping = False

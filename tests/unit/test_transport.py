@@ -53,7 +53,7 @@ def test_a_fetch_reply_tells_which_list_each_message_came_from(
     }
     raws = [delivery.raw for delivery in expected]
     fetched = parse_fetch([b"12.5", json.dumps(facts).encode(), *raws], lists)
-    assert fetched.leased_at == "12.5"
+    assert fetched.leased_until == "12.5"
     assert fetched.deliveries == expected
     assert fetched.buried == buried
 

@@ -34,18 +34,26 @@ What a worker may use of it, with ``c`` a Celery consumer:
     another worker holds by now: drop what isn't running of them. If it raises (a connection error,
     whether Redis is away or refuses) it installed nothing: then keep `held`, and
     ``held.absorb(later)`` what the next dying channel held.
+``c.connection.transport.on_lost = function``
+    Told, in the event loop's thread, of delivery tags whose messages another worker took over while
+    this process was stopped or cut off. What isn't running yet of them should be dropped.
 ``qos.renew()``, ``qos.flush()``
-    Renew the lease of all that is held; send pending acknowledgements. The transport calls both on
-    its own: acknowledgements go out once per turn of the loop, the lease is renewed every quarter
-    of ``visibility_timeout``, and Celery's shutdown keeps both going while it drains.
+    Renew the leases of all that is held; send pending acknowledgements. The transport calls both on
+    its own: acknowledgements go out once per turn of the loop, and while Celery's shutdown drains;
+    leases are renewed every quarter of ``lease_s`` by a thread, whatever the loop does.
+
+The transport option ``lease_s`` (30) is how long a message stays with a worker that doesn't renew;
+it comes back at the next sweep, every ``unacked_restore_interval`` x ``unacked_restore_throttle``
+seconds. ``visibility_timeout`` (3,600) is what stock workers on the same queues promise instead,
+and is to be the same there and here. How the two go together is told in `worker.transport.leases`.
 
 The transport option ``max_message_bytes`` (64 MiB) bounds what a compressed body may grow to. A
 message beyond it, one with a task or id that is no string, and one that can't be read at all go to
 the list ``golem:dead:envelopes`` with a line in the log; no consumer sees them.
 
 Leases and sweeps here go by the Redis server's clock, so workers' clocks don't matter. A stock
-worker on the same queue sweeps by its own clock, what we hold included: beside one, keep clocks in
-step, as between stock workers. It neither renews its leases nor counts deliveries.
+worker on the same queue sweeps by its own clock, what we hold included: it must not be ahead of the
+server's by more than its visibility timeout. It neither renews nor counts deliveries.
 
 Where a server refuses a script (an ACL, an old version) the worker says so in one sentence and
 works as stock Celery does; where it refuses only client tracking, an idle worker asks for new

@@ -24,6 +24,7 @@ from golem_tasks.contract import BULK_SUFFIX
 from worker.transport.commands import CommandChannel
 from worker.transport.envelope import MAX_MESSAGE_BYTES, UnfitError, read
 from worker.transport.fetcher import CONNECTION_LOST, Fetcher, ServerRefusesError, is_refusal
+from worker.transport.keys import LEASES_TTL_S
 from worker.transport.messages import Fetched, Message, Room, Window
 from worker.transport.qos import QoS
 
@@ -44,7 +45,9 @@ class Channel(CommandChannel):
 
     QoS = QoS
     Message = Message
-    from_transport_options: Any = (*stock.Channel.from_transport_options, "max_message_bytes")
+    from_transport_options: Any = (
+        *stock.Channel.from_transport_options, "max_message_bytes", "lease_s",
+    )  # fmt: skip
     max_message_bytes = MAX_MESSAGE_BYTES
     _in_poll: Any
     _brpop_sent_at: Any
@@ -63,7 +66,7 @@ class Channel(CommandChannel):
     @cached_property
     def fetcher(self) -> Fetcher:
         """The conversation on the waiting connection."""
-        return Fetcher(self.keys, self.visibility_timeout, self._take_in)
+        return Fetcher(self.keys, self.lease_s, self._take_in)
 
     @property
     def batched(self) -> bool:
@@ -82,7 +85,7 @@ class Channel(CommandChannel):
         if self._stock_only is None:
             self._stock_only = False
             try:
-                self.run("renew", [self.keys.index], [])
+                self.run("renew", [self.keys.index, self.keys.leases], [self.lease_s, LEASES_TTL_S])
             except redis.exceptions.ResponseError as exc:
                 if not is_refusal(exc):
                     raise
@@ -245,7 +248,7 @@ class Channel(CommandChannel):
             message.delivery_tag = tag
             message.deliveries = deliveries
             message.source = source
-            message.leased_at = fetched.leased_at
+            message.leased_until = fetched.leased_until
             self.qos.hold(message)
             self._backlog.append(message)
         self.qos.bury(unfit)  # last, since it may fail: then they come again after their lease
@@ -302,6 +305,7 @@ class Channel(CommandChannel):
         """Send what is pending, give back what is held, and close. Redis may be away."""
         if not self.closed and self.settles:
             self.qos.restore_unacked_once()  # here, while the connections are still open
+            self.qos.leases.release()
             self._in_poll = None
         super().close()
 
@@ -310,6 +314,5 @@ class SentinelChannel(Channel, stock.SentinelChannel):
     """The channel for servers found through Redis Sentinel."""
 
     from_transport_options: Any = (
-        *stock.SentinelChannel.from_transport_options,
-        "max_message_bytes",
-    )
+        *stock.SentinelChannel.from_transport_options, "max_message_bytes", "lease_s",
+    )  # fmt: skip

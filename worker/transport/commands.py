@@ -19,9 +19,15 @@ __all__ = ["CommandChannel"]
 class CommandChannel(stock.Channel):
     """A kombu channel with clients that last, and with our commands and scripts."""
 
+    lease_s = 30.0
+    """How long what this channel holds is its own without a renewal."""
+    _sentinel_manager: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._client_cache: dict[str, Any] = {}
         self._scripts: dict[str, Script] = {}
+        self._lease_pool: Any = None
+        self._lease_sentinels: Any = None
         super().__init__(*args, **kwargs)
 
     @cached_property
@@ -33,17 +39,19 @@ class CommandChannel(stock.Channel):
     @property
     def plain(self) -> Any:
         """One client for our own commands; it adds no prefix, since `keys` have it."""
-        return self._cached_client("plain", lambda: redis.Redis(connection_pool=self.pool))
+        return self._cached_client(
+            "plain", lambda: redis.Redis(connection_pool=self.pool), self._pool
+        )
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         # kombu makes a client for each command; making one costs more than most commands.
         if asynchronous:
             return super()._create_client(asynchronous=True)
-        return self._cached_client("prefixed", super()._create_client)
+        return self._cached_client("prefixed", super()._create_client, self._pool)
 
-    def _cached_client(self, name: str, create: Callable[[], Any]) -> Any:
+    def _cached_client(self, name: str, create: Callable[[], Any], pool: Any) -> Any:
         client = self._client_cache.get(name)
-        if client is None or client.connection_pool is not self._pool:
+        if client is None or client.connection_pool is not pool:
             client = self._client_cache[name] = create()
         return client
 
@@ -60,10 +68,45 @@ class CommandChannel(stock.Channel):
 
     def run(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
         """Run a script that may safely run twice."""
+        loaded = self._script(name)
+        return self._twice(lambda: loaded(keys=keys, args=arguments, client=self.plain))
+
+    def run_leasing(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
+        """Run a script once, on a connection of its own that doesn't wait longer than leases last.
+
+        Behind a peer that is gone without a word another connection may wait for minutes.
+        """
+        return self._script(name)(keys=keys, args=arguments, client=self._leasing)
+
+    def _script(self, name: str) -> Script:
         loaded = self._scripts.get(name)
         if loaded is None:
             loaded = self._scripts[name] = self.plain.register_script(script(name))
-        return self._twice(lambda: loaded(keys=keys, args=arguments, client=self.plain))
+        return loaded
+
+    @property
+    def _leasing(self) -> Any:
+        if self._lease_pool is None:
+            sentinels = self._sentinel_manager
+            pool = self._get_pool()
+            # kombu closes the last one made; the one before is still in use by its other pool.
+            self._lease_sentinels, self._sentinel_manager = self._sentinel_manager, sentinels
+            timeout_s = max(1.0, self.lease_s / 8)
+            kwargs = pool.connection_kwargs
+            kwargs["socket_timeout"] = min(kwargs.get("socket_timeout") or timeout_s, timeout_s)
+            self._lease_pool = pool
+        return self._cached_client(
+            "leasing", lambda: redis.Redis(connection_pool=self._lease_pool), self._lease_pool
+        )
+
+    def _disconnect_pools(self) -> None:
+        super()._disconnect_pools()
+        pool, self._lease_pool = self._lease_pool, None
+        sentinels, self._lease_sentinels = self._lease_sentinels, None
+        if pool is not None:
+            pool.disconnect()
+        if sentinels is not None:
+            sentinels.close()
 
     def _twice(self, call: Callable[[], Any]) -> Any:
         """A pooled connection may have died unnoticed; a second one tells whether Redis has."""

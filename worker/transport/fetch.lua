@@ -6,7 +6,12 @@
 --   unacked                     hash    Celery's; delivery tag -> [message, exchange, routing key].
 --                                       An entry ends with its acknowledgement.        no TTL: queue
 --   unacked_index               zset    Celery's; delivery tag, scored by the Unix time in seconds
---                                       at which its lease began (here the server's).  no TTL: queue
+--                                       from which a stock worker's sweep counts: stock writes the
+--                                       delivery, we the end of the lease.             no TTL: queue
+--   golem:leases                zset    delivery tag, scored by the end of its lease by the server's
+--                                       clock. While unacked_index has the very same score, a Golem
+--                                       worker holds the message; a holder who wrote another knows
+--                                       nothing of leases.      TTL 1 day, renewed with every lease
 --   unacked_mutex               string  Celery's; held by the one worker that sweeps.  TTL 300 s
 --   golem:deliveries:<tag>      string  deliveries so far of a message that was delivered before;
 --                                       deleted with its acknowledgement.              TTL 1 day
@@ -19,11 +24,12 @@
 --                                                                    no TTL: capped at 1,000 entries
 --
 -- KEYS[1] unacked  [2] unacked_index  [3] golem:fetch:<channel>  [4] golem:dead:envelopes
--- KEYS[5...] the lists to pop from, in order of precedence
+-- KEYS[5] golem:leases  [6...] the lists to pop from, in order of precedence
 -- ARGV[1] most messages  [2] bytes after which to stop  [3] TTL of KEYS[3], s
 -- ARGV[4] prefix of the delivery counts  [5] their TTL, s  [6] entries KEYS[4] keeps
--- Returns {score, facts, message...}; facts is JSON: tags (of the messages), popped (how many from
--- each list), again (tag -> delivery count where that isn't 1), buried (unreadable messages).
+-- ARGV[7] the lease, s  [8] TTL of KEYS[5], s
+-- Returns {end of the lease, facts, message...}; facts is JSON: tags (of the messages), popped (how
+-- many from each list), again (tag -> delivery count where that isn't 1), buried (unreadable ones).
 
 local CHUNK = 32  -- messages looked at in one go; bounds what is copied beyond the byte limit
 
@@ -34,7 +40,7 @@ end
 redis.call('DEL', KEYS[3])
 
 local time = redis.call('TIME')
-local score = string.format('%d.%06d', time[1], time[2])
+local score = string.format('%.6f', time[1] + time[2] / 1e6 + ARGV[7])
 local room, bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
 local reply, tags = {score, ''}, {}
 local popped, again, buried = {}, {}, 0
@@ -110,12 +116,13 @@ local function take(list, wanted)
   if taken > 0 then
     redis.call('HSET', KEYS[1], unpack(records))
     redis.call('ZADD', KEYS[2], unpack(scores))
+    redis.call('ZADD', KEYS[5], unpack(scores))
   end
   if seen > 0 then redis.call('LTRIM', list, 0, -(seen + 1)) end
   return seen, taken
 end
 
-for k = 5, #KEYS do
+for k = 6, #KEYS do
   local from_list = 0
   while room > 0 and bytes > 0 do
     local wanted = math.min(room, CHUNK)
@@ -129,6 +136,7 @@ end
 if #tags > 0 then
   redis.call('RPUSH', KEYS[3], unpack(tags))
   redis.call('EXPIRE', KEYS[3], ARGV[3])
+  redis.call('EXPIRE', KEYS[5], ARGV[8])
 end
 reply[2] = cjson.encode({tags = tags, popped = popped, again = again, buried = buried})
 return reply

@@ -25,7 +25,7 @@ from uuid import uuid4
 from kombu.log import get_logger
 from redis import exceptions
 
-from worker.transport.keys import DEAD_ENTRIES, DELIVERIES_TTL_S, Keys, script
+from worker.transport.keys import DEAD_ENTRIES, DELIVERIES_TTL_S, LEASES_TTL_S, Keys, script
 from worker.transport.messages import Fetched, Room, parse_fetch
 
 __all__ = ["CONNECTION_LOST", "Fetcher", "ServerRefusesError", "is_refusal"]
@@ -75,7 +75,7 @@ class Fetcher:
 
     def __init__(self, keys: Keys, lease_s: float, receive: Callable[[Fetched], None]) -> None:
         self._keys = keys
-        self._lease_s = max(1, round(lease_s))
+        self._lease_s = lease_s
         self._receive = receive
         self._sha = sha1(script("fetch").encode(), usedforsecurity=False).hexdigest()
         self._expected: deque[Expect] = deque()
@@ -205,10 +205,11 @@ class Fetcher:
 
     def _fetch(self, room: Room) -> tuple[Any, ...]:
         keys = self._keys
-        names = [keys.unacked, keys.index, self.receipt, keys.dead, *self._lists]
+        names = [keys.unacked, keys.index, self.receipt, keys.dead, keys.leases, *self._lists]
         return (
-            "EVALSHA", self._sha, len(names), *names, room.messages, room.bytes, self._lease_s,
-            keys.deliveries, DELIVERIES_TTL_S, DEAD_ENTRIES,
+            "EVALSHA", self._sha, len(names), *names, room.messages, room.bytes,
+            max(1, round(self._lease_s)), keys.deliveries, DELIVERIES_TTL_S, DEAD_ENTRIES,
+            self._lease_s, LEASES_TTL_S,
         )  # fmt: skip
 
     def _question(self) -> tuple[Any, ...]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-__all__ = ["DEAD_ENTRIES", "DELIVERIES_TTL_S", "Keys", "script"]
+__all__ = ["DEAD_ENTRIES", "DELIVERIES_TTL_S", "LEASES_TTL_S", "Keys", "script"]
 
 DELIVERIES_TTL_S = 24 * 3600
 DEAD_ENTRIES = 1_000
+LEASES_TTL_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Keys:
     fetch: str
     """Prefix of the record of a channel's latest fetch; the channel's own id follows."""
     dead: str
+    leases: str
 
     @classmethod
     def of(cls, prefix: str, unacked: str, index: str, mutex: str) -> Keys:
@@ -35,6 +37,7 @@ class Keys:
             deliveries=prefix + "golem:deliveries:",
             fetch=prefix + "golem:fetch:",
             dead=prefix + "golem:dead:envelopes",
+            leases=prefix + "golem:leases",
         )
 
 

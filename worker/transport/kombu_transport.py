@@ -12,8 +12,9 @@ from kombu.transport import redis as stock
 from worker.transport.channel import Channel, SentinelChannel
 from worker.transport.envelope import UnfitError
 from worker.transport.fetcher import CONNECTION_LOST
+from worker.transport.leases import RENEWALS_PER_LEASE, Renewals
 from worker.transport.messages import Window
-from worker.transport.poller import RENEWALS_PER_LEASE, Poller
+from worker.transport.poller import Poller
 from worker.transport.qos import QoS
 
 __all__ = ["SentinelTransport", "Transport"]
@@ -41,7 +42,10 @@ class Transport(stock.Transport):
         self.delivering = False
         """Whether a batch is being handed out."""
         self._loop: Any = None
+        self.on_lost: Callable[[set[str]], Any] | None = None
+        """Told of the delivery tags of messages another worker took over."""
         self._timers: list[Any] = []
+        self._renewals: Renewals | None = None
         self._on_tick: set[Any] = set()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
@@ -52,11 +56,11 @@ class Transport(stock.Transport):
         self._loop = loop
         self.cycle.evented = True
         options = connection.client.transport_options
-        lease_s = options.get("visibility_timeout", stock.Channel.visibility_timeout)
-        self._timers += [
-            loop.call_repeatedly(TICK_S, self.cycle.tick),
-            loop.call_repeatedly(lease_s / RENEWALS_PER_LEASE, self.cycle.renew),
-        ]
+        lease_s = options.get("lease_s", Channel.lease_s)
+        if self._renewals is not None:
+            self._renewals.stop()
+        self._timers.append(loop.call_repeatedly(TICK_S, self.cycle.tick))
+        self._renewals = Renewals(self.cycle.renew, lease_s / RENEWALS_PER_LEASE)
 
     def wake(self) -> None:
         """Ask the window again soon. Any thread may call it."""
@@ -86,6 +90,22 @@ class Transport(stock.Transport):
             return False
         return True
 
+    def lost(self, qos: QoS, tags: set[str]) -> None:
+        """Another worker has these messages by now. Any thread may call it."""
+        if self._loop is not None:
+            self._loop.call_soon(self._forget, qos, tags)
+        else:
+            self._forget(qos, tags)
+
+    def _forget(self, qos: QoS, tags: set[str]) -> None:
+        logger.warning(
+            "Other workers took over %d messages, whose leases ran out while this one was stopped "
+            "or cut off from Redis", len(tags),
+        )  # fmt: skip
+        qos.disown(tags)
+        if self.on_lost is not None:
+            self.on_lost(tags)
+
     def call_later(self, delay_s: float, callback: Callable[[], Any]) -> None:
         """Call from the event loop; without one nothing is done: `Poller.get` looks by itself."""
         if self._loop is not None:
@@ -96,6 +116,8 @@ class Transport(stock.Transport):
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
+        if self._renewals is not None:
+            self._renewals.stop()
         super().close_connection(connection)
         if self._loop is not None:
             self._loop.on_tick -= self._on_tick

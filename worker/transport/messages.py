@@ -49,8 +49,8 @@ class Message(virtual.Message):
     """How often it was handed to a worker, this time included."""
     source: str | None = None
     """The Redis list it was popped from; None if the stock transport fetched it."""
-    leased_at: str = ""
-    """Its score in ``unacked_index`` as we last set it."""
+    leased_until: str = ""
+    """The end of its lease as we last set it, its score in ``unacked_index``; "" if unknown."""
 
     @property
     def redelivered(self) -> bool:
@@ -70,6 +70,8 @@ class Held:
     """To go to the tail of their queues, but Redis doesn't know yet."""
     receipts: list[str] = field(default_factory=list)
     """Keys that tell what fetches popped whose replies were never read."""
+    heard_s: float | None = None
+    """When the server last replied to that channel, by the server's clock."""
 
     def absorb(self, later: Held) -> None:
         """Add what a later channel held; what that one still collects is collected here now."""
@@ -95,7 +97,7 @@ class Delivery(NamedTuple):
 class Fetched:
     """The reply of fetch.lua."""
 
-    leased_at: str
+    leased_until: str
     deliveries: list[Delivery]
     buried: int
     """Unreadable messages that went to the dead-letter list instead."""
@@ -103,10 +105,10 @@ class Fetched:
 
 def parse_fetch(reply: Sequence[bytes], lists: Sequence[str]) -> Fetched:
     """Read the reply of fetch.lua, called with these lists."""
-    leased_at, facts, *raws = reply
+    leased_until, facts, *raws = reply
     told: dict[str, Any] = json.loads(facts)
     if not raws:
-        return Fetched(leased_at.decode(), [], told.get("buried", 0))
+        return Fetched(leased_until.decode(), [], told.get("buried", 0))
     again: dict[str, int] = told["again"]
     sources = [
         source for source, count in zip(lists, told["popped"], strict=True) for _ in range(count)
@@ -115,7 +117,7 @@ def parse_fetch(reply: Sequence[bytes], lists: Sequence[str]) -> Fetched:
         Delivery(tag, raw, source, again.get(tag, 1))
         for tag, raw, source in zip(told["tags"], raws, sources, strict=True)
     ]
-    return Fetched(leased_at.decode(), deliveries, told["buried"])
+    return Fetched(leased_until.decode(), deliveries, told["buried"])
 
 
 def load(raw: bytes) -> Any:

@@ -10,21 +10,22 @@ from kombu.log import get_logger
 from kombu.transport.redis import MultiChannelPoller
 from redis.exceptions import ResponseError
 
+from worker.transport.leases import RENEWALS_PER_LEASE
+
 __all__ = ["Poller"]
 
 logger = get_logger(__name__)
 
 SWEEP_GAP_S = 1.0
-RENEWALS_PER_LEASE = 4
 
 
 class Poller(MultiChannelPoller):
-    """Drives our channels with an event loop (`tick`, `renew`) or without one (`get`)."""
+    """Drives our channels with an event loop (`tick`) or without one (`get`)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.evented = False
-        """Whether an event loop calls `tick` and `renew`."""
+        """Whether an event loop calls `tick`, and a thread `renew`."""
         self._sweep_at_s = 0.0
         self._renew_at_s: dict[Any, float] = {}
 
@@ -86,9 +87,7 @@ class Poller(MultiChannelPoller):
                 channel.qos.flush()
                 channel.ask_again()
                 if now_s >= self._renew_at_s.get(channel, 0.0):
-                    self._renew_at_s[channel] = (
-                        now_s + channel.visibility_timeout / RENEWALS_PER_LEASE
-                    )
+                    self._renew_at_s[channel] = now_s + channel.lease_s / RENEWALS_PER_LEASE
                     channel.qos.renew()
                 waits_s.append(channel.fetcher.due_in_s())
         return super().get(callback, timeout=min(waits_s, default=None))

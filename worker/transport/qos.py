@@ -7,9 +7,8 @@ wait for the next connection, and what a dying channel holds can be adopted by t
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import islice
-from time import monotonic, time
+from collections.abc import Collection, Iterable, Sequence
+from time import monotonic
 from typing import Any, cast
 
 from kombu.log import get_logger
@@ -19,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from worker.transport.fetcher import CONNECTION_LOST
+from worker.transport.leases import Leases, chunks
 from worker.transport.messages import Held, Message
 from worker.transport.restoring import Restorer
 
@@ -38,6 +38,7 @@ class QoS(stock.QoS):
         self._lock = threading.Lock()  # Celery's shutdown acknowledges from a second thread
         self._detached: Held | None = None
         self._restorer = Restorer(channel)
+        self.leases = Leases(channel)
         self._complaint = ""
         self.pending_since_s = 0.0
         """When the oldest pending acknowledgement came, by the monotonic clock."""
@@ -131,10 +132,12 @@ class QoS(stock.QoS):
             *(keys.deliveries + tag for tag, counted in settled.items() if counted),
         ]
         commands: list[tuple[Any, ...]] = []
-        for tags in _chunks(settled, ACK_CHUNK):
+        for tags in chunks(settled, ACK_CHUNK):
             # The record goes first: the sweep cleans up an index entry without one.
             commands += [("HDEL", keys.unacked, *tags), ("ZREM", keys.index, *tags)]
-        commands += [("DEL", *names) for names in _chunks(garbage, ACK_CHUNK)]
+            if not self.channel.stock_only:
+                commands.append(("ZREM", keys.leases, *tags))
+        commands += [("DEL", *names) for names in chunks(garbage, ACK_CHUNK)]
         self.channel.pipeline(commands)
 
     def take_held(self) -> Held:
@@ -146,11 +149,13 @@ class QoS(stock.QoS):
         if self._detached is not None:
             return Held()
         self._flush()  # only kombu's own: forget the acknowledged ones
+        self.leases.release()
         receipt = self.channel.surrender()
         with self._lock:
             held, self._pending = self._pending, Held()
             held.messages.update(self._delivered)
             held.receipts += [receipt] if receipt else []
+            held.heard_s = self.leases.silence.heard_s
             self._delivered.clear()
             self._detached = held
         return held
@@ -178,7 +183,9 @@ class QoS(stock.QoS):
             ) from exc
 
     def _adopt(self, held: Held, mine: Collection[str] | None) -> set[str]:
-        taken = self._taken({**held.messages, **held.requeued})
+        if held.heard_s is not None:
+            self.leases.silence.hear(held.heard_s)  # so that this connection's first reply tells
+        taken = self.leases.taken({**held.messages, **held.requeued})
         kept = {tag: m for tag, m in held.messages.items() if mine is None or tag in mine}
         others = [
             (tag, m) for tag, m in held.messages.items() if tag not in kept and tag not in taken
@@ -204,30 +211,22 @@ class QoS(stock.QoS):
             logger.debug("Adopted leases are renewed later: %s", exc)
         return taken & kept.keys()
 
-    def _taken(self, messages: dict[str, Message]) -> set[str]:
-        """Tags whose lease isn't the one we began: another worker has fetched these messages."""
-        scores = self.channel.pipeline(
-            [("ZSCORE", self.channel.keys.index, tag) for tag in messages]
-        )
-        return {
-            tag
-            for (tag, message), score in zip(messages.items(), scores, strict=True)
-            # No score at all is no proof that another has it: a server may have lost its data.
-            if score is not None and message.leased_at and score != float(message.leased_at)
-        }
-
     def renew(self) -> None:
-        """Begin the lease of everything held anew."""
-        held = {tag: m for tag, m in list(self._delivered.items()) if tag not in self._dirty}
-        index = self.channel.keys.index
-        for tags in _chunks(held, ACK_CHUNK):
-            if self.channel.stock_only:
-                score = f"{time():.6f}"
-                self.channel.pipeline([("ZADD", index, "XX", score, tag) for tag in tags])
-            else:
-                score = self.channel.run("renew", [index], tags).decode()
-            for tag in tags:
-                held[tag].leased_at = score
+        """Begin the lease of everything held anew. Any thread may call it."""
+        if lost := self.leases.renew(self._held()):
+            self.channel.connection.lost(self, lost)
+
+    def _held(self) -> dict[str, Message]:
+        while True:
+            try:
+                return {t: m for t, m in list(self._delivered.items()) if t not in self._dirty}
+            except RuntimeError:  # the event loop's thread has changed it meanwhile
+                continue
+
+    def disown(self, tags: Iterable[str]) -> None:
+        """Forget messages another worker has by now; Redis isn't told."""
+        for tag in tags:
+            self._delivered.pop(tag, None)
 
     def restore_unacked(self, client: Any = None) -> None:  # noqa: ARG002 - kombu's signature
         """Put all that is held back to the head of its queues, in its original order."""
@@ -256,7 +255,7 @@ class QoS(stock.QoS):
         self._put_back([(tag, None) for tag in tags], to_head=True, uncount=True)
 
     def _unread(self, receipts: Iterable[str]) -> list[str]:
-        lease_s = max(1, round(self.visibility_timeout))
+        lease_s = max(1, round(self.channel.lease_s))
         return [
             tag.decode()
             for receipt in receipts
@@ -281,7 +280,7 @@ class QoS(stock.QoS):
             if held:
                 logger.warning(
                     "Redis is away or refuses (%s) while a channel with %d messages closes; they "
-                    "are delivered again within %g s.", exc, held, self.visibility_timeout,
+                    "are delivered again within %g s.", exc, held, self.channel.lease_s,
                 )  # fmt: skip
             self._delivered.clear()
             self._pending = Held()
@@ -292,7 +291,7 @@ class QoS(stock.QoS):
         self._put_back([(tag, message)], to_head=not leftmost, uncount=False)
 
     def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 10) -> None:  # noqa: ARG002
-        """Put messages of dead workers back: those whose lease ran out, by the server's clock.
+        """Put messages of dead workers back, by the server's clock (`worker.transport.leases`).
 
         Stock workers judge by their own clocks what stock and Golem workers hold, and take turns
         with us through the same mutex.
@@ -301,9 +300,7 @@ class QoS(stock.QoS):
             if self.channel.stock_only:
                 super().restore_visible(num=num, interval=interval)
             elif not self._vrestore_count % (interval or 1):
-                # First renew, before this very sweep takes what we hold for abandoned.
-                self.renew()
-                self._restorer.sweep(num)
+                self._restorer.sweep(self.leases.silence, num)
             self._vrestore_count += not self.channel.stock_only  # stock counts for itself
         except ResponseError as exc:
             # Such as no memory left for the mutex. Not being counted, the sweep is due again at
@@ -315,16 +312,13 @@ class QoS(stock.QoS):
     ) -> None:
         """Restore messages by tag, given in the order of their delivery."""
         items = list(items)
+        if not items:
+            return
         if to_head:
             items.reverse()  # the one delivered first must be pushed last, to be popped first
         if self.channel.stock_only:
             for tag, _ in items:
                 super().restore_by_tag(tag, leftmost=not to_head)
         else:
-            self._restorer.put_back(items, to_head=to_head, uncount=uncount)
-
-
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
+            with self.leases.lock:
+                self._restorer.put_back(items, to_head=to_head, uncount=uncount)

@@ -10,6 +10,7 @@ from kombu.log import get_logger
 from redis.exceptions import LockError, RedisError, ResponseError
 
 from worker.transport.keys import DEAD_ENTRIES, DELIVERIES_TTL_S
+from worker.transport.leases import Silence
 from worker.transport.messages import Message, put_back
 
 __all__ = ["Restorer"]
@@ -29,6 +30,8 @@ class _Item(NamedTuple):
     raw: str | bytes
     lists: list[str]
     """Where it goes; none for the dead letters."""
+    score: str | bytes = ""
+    """What its score must still be, else another worker has it; "" for any."""
 
 
 class Restorer:
@@ -48,7 +51,7 @@ class Restorer:
             )
             self._restore(
                 [
-                    self._item(tag, record, message.source if message else None)
+                    self._item(tag, record, message.leased_until if message else "", message)
                     for (tag, message), record in zip(chunk, records, strict=True)
                     if record is not None
                 ],
@@ -60,22 +63,26 @@ class Restorer:
         """Move messages, given by tag and text, to the dead letters."""
         self._restore([_Item(tag, raw, []) for tag, raw in items], to_head=True)
 
-    def sweep(self, limit: int | None = None) -> None:
-        """Restore messages whose lease ran out, unless another worker is doing it now."""
+    def sweep(self, silence: Silence, limit: int | None = None) -> None:
+        """Restore messages whose holders are gone, unless another worker is doing it now."""
         with self._alone() as alone:
             rounds = SWEEP_ROUNDS if alone else 0
-            while rounds and self._sweep_chunk(limit or CHUNK):
+            while rounds and self._sweep_chunk(silence, limit or CHUNK):
                 rounds -= 1
 
-    def _sweep_chunk(self, limit: int) -> bool:
+    def _sweep_chunk(self, silence: Silence, limit: int) -> bool:
         """Restore up to `limit` messages; whether more may be due."""
-        keys, lease_s = self._channel.keys, self._channel.visibility_timeout
-        highest, *pairs = self._channel.run("expired", [keys.unacked, keys.index], [lease_s, limit])
-        records = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        keys = self._channel.keys
+        now, *found = self._channel.run(
+            "expired",
+            [keys.unacked, keys.index, keys.leases],
+            [self._channel.visibility_timeout, limit],
+        )
+        if not silence.over(float(now)):
+            return False
+        due = zip(found[::3], found[1::3], found[2::3], strict=True)
         restored = self._restore(
-            [self._item(tag, record, None) for tag, record in records.items()],
-            to_head=True,
-            highest=highest,
+            [self._item(tag, record, score) for tag, score, record in due], to_head=True
         )
         if restored:
             logger.info("Put %d messages back whose worker is gone", restored)
@@ -123,26 +130,25 @@ class Restorer:
         *,
         to_head: bool,
         uncount: bool = False,
-        highest: bytes | str = "",
     ) -> int:
         keys = self._channel.keys
         where, undo = "head" if to_head else "tail", "uncount" if uncount else ""
-        arguments: list[Any] = [
-            where, highest, undo, keys.deliveries, DELIVERIES_TTL_S, DEAD_ENTRIES,
-        ]  # fmt: skip
+        arguments: list[Any] = [where, undo, keys.deliveries, DELIVERIES_TTL_S, DEAD_ENTRIES]
         lists: dict[str, int] = {}
         for item in items:
             positions = [str(lists.setdefault(target, len(lists) + 1)) for target in item.lists]
-            arguments += [item.tag, " ".join(positions), item.raw]
-        names = [keys.unacked, keys.index, keys.dead, *lists]
+            arguments += [item.tag, item.score, " ".join(positions), item.raw]
+        names = [keys.unacked, keys.index, keys.dead, keys.leases, *lists]
         return int(self._channel.run("restore", names, arguments))
 
-    def _item(self, tag: str | bytes, record: bytes, source: str | None) -> _Item:
+    def _item(
+        self, tag: str | bytes, record: bytes, score: str | bytes, message: Message | None = None
+    ) -> _Item:
         """What to push for a record of ``unacked``, and onto which lists."""
         try:
             raw, exchange, routing_key, priority = put_back(record)
-            if source is not None:
-                return _Item(tag, raw, [source])
+            if message is not None and message.source is not None:
+                return _Item(tag, raw, [message.source], score)
             lists = self._channel.lists_for(exchange, routing_key, priority)
             for name in lists:
                 name.encode()  # half a surrogate pair can't be sent
@@ -151,5 +157,5 @@ class Restorer:
         except Exception as exc:  # noqa: BLE001 - one odd record must not keep the others back
             logger.error("The record of message %s is odd (%s); it is in %s now",  # noqa: TRY400 - no trace: it may hold content
                          tag, type(exc).__name__, self._channel.keys.dead)  # fmt: skip
-            return _Item(tag, record, [])
-        return _Item(tag, raw, lists)
+            return _Item(tag, record, [], score)
+        return _Item(tag, raw, lists, score)
