@@ -62,9 +62,9 @@ class Book:
         return len(self._open)
 
     @property
-    def certain_open(self) -> bool:
-        """Whether a job that certainly was sent has no answer yet."""
-        return any(position not in self.uncertain for position in self._open)
+    def certain_open(self) -> int:
+        """Those of them that certainly were sent."""
+        return sum(position not in self.uncertain for position in self._open)
 
     def look(self, client: Any, now_s: float) -> None:
         """Judge what has been answered since, of those not looked after for longest.

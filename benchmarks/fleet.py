@@ -127,12 +127,12 @@ class Fleet:
         worker = rng.choice(self.workers[1:])
         with self._lock:  # so that the supervisor doesn't take this end for the worker's own
             pid, models = worker.pid, worker.models
-            # Told to leave before it has models, it may not even know yet how to.
-            if pid is None or (number is signal.SIGTERM and not models):
+            if pid is None:
                 raise Absent(f"{worker.name} is starting")
-            told = self._told.get(worker.name)
-            if told is None or number is signal.SIGKILL:
-                self._told[worker.name] = (number, time.monotonic())
+            # Before it has models it may not know yet how to leave, and at its very end no longer.
+            if number is signal.SIGTERM and (not models or worker.name in self._told):
+                raise Absent(f"{worker.name} is starting or leaving")
+            self._told[worker.name] = (number, time.monotonic())
             return worker, pid, models
 
     def _supervise(self) -> None:

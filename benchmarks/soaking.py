@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -56,9 +57,14 @@ class Plan:
     """Kinds whose turn is let pass, so that all else comes as it would have."""
 
     @property
-    def drain_s(self) -> float:
-        """How long the last jobs may take: the last worker to die took its jobs with it."""
+    def quiet_s(self) -> float:
+        """Without a new answer for so long, what is open stays so: a lease and a recovery."""
         return 2.0 * self.lease_s + 60.0
+
+    @property
+    def drain_s(self) -> float:
+        """How long a slow worker may take to catch up after the load."""
+        return max(600.0, self.seconds)
 
 
 class Soak:
@@ -148,7 +154,7 @@ class Soak:
         text = f"{POISON}{len(self.book.ids)}"
         sent = Event()
         self._poison.put((text, sent))
-        sent.wait(self._plan.drain_s)
+        sent.wait(self._plan.quiet_s)
         return "whoever computes the text"
 
     def _turn(self, golem: Golem, texts: Iterator[str]) -> None:
@@ -207,13 +213,21 @@ class Soak:
             )
 
     def _drain(self) -> None:
-        deadline_s = time.monotonic() + self._plan.drain_s
-        while time.monotonic() < deadline_s:
+        begun_s = moved_s = self._now_s
+        seen = self._left()
+        while any(seen) and self._now_s < min(
+            moved_s + self._plan.quiet_s, begun_s + self._plan.drain_s
+        ):
+            time.sleep(_LOOK_S)
             self._look()
             self._watch()
-            if not self.book.certain_open and not self._bench.broker.hlen("unacked"):
-                return
-            time.sleep(_TURN_S)
+            if (left := self._left()) != seen:
+                seen, moved_s = left, self._now_s
+
+    def _left(self) -> tuple[int, int]:
+        """Jobs without an answer and messages without an acknowledgement."""
+        held: Any = self._bench.broker.hlen("unacked")
+        return self.book.certain_open, int(held)
 
     def _account(self) -> Ledger:
         book = self.book

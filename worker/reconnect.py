@@ -12,6 +12,7 @@ waiting for an ETA, whose timers Celery cancels) goes back to the queue at once.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from celery import bootsteps
@@ -25,6 +26,9 @@ from worker.transport import Held, QoS
 __all__ = ["Adoption", "SteadyConsumer"]
 
 logger = get_logger(__name__)
+
+FIRST_PAUSE_S, MOST_PAUSE_S = 1, 2
+"""Whole seconds, for only in between does kombu look whether the worker is told to leave."""
 
 
 class SteadyConsumer(RefusingConsumer):
@@ -40,6 +44,16 @@ class SteadyConsumer(RefusingConsumer):
         connection.transport.unfit = self.fail_unfit
         connection.transport.on_lost = self.controller.intake.forget
         return connection
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, however long it takes, and soon after Redis is back.
+
+        kombu waits 2, 4, 6 and up to 30 s between two tries. So long after a long outage nothing
+        ran, and other workers took over what this one held, for its leases had run out.
+        """
+        pauses = {"interval_start": FIRST_PAUSE_S, "interval_max": MOST_PAUSE_S}
+        conn.ensure_connection = partial(conn.ensure_connection, **pauses, interval_step=1)
+        return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Detach what is held before Celery closes the channel, which would put it all back."""

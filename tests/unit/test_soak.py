@@ -119,7 +119,7 @@ def test_an_uncertain_job_counts_only_if_there_is_a_trace_of_it() -> None:
     book.enter(["gone", "answered", "queued"], ["two", "three", "four"], 0.0, uncertain=True)
     answers.answer("answered", "three")
     book.look(answers, 1.0)
-    assert book.certain_open
+    assert book.certain_open == 1
     assert book.forget_unsent({"queued"}) == 1
     assert book.ids == ["sure", "answered", "queued"]
     assert book.judged == [Verdict.ABSENT, Verdict.RIGHT, Verdict.ABSENT]
