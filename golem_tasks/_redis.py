@@ -119,6 +119,11 @@ class Server:
             )
         elif isinstance(error, redis.exceptions.ResponseError):
             text = f"Redis at {where} refused a command ({cause}): see to it, or correct "
+        elif self.url.startswith("rediss:"):
+            text = (
+                f"Redis at {where} can't be reached by TLS ({cause}): start it, or correct its "
+                "address and certificates (ssl_ca_certs, ssl_certfile, ssl_keyfile) in "
+            )
         else:
             text = f"Redis at {where} can't be reached ({cause}): start it, or correct "
         return BrokerUnavailable(f"{text}{self.setting}.")

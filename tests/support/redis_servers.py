@@ -2,16 +2,18 @@
 
 import os
 import shutil
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 import redis
 
 from golem_tasks.embedded import EmbeddedServer, server_binary
 
-__all__ = ["PASSWORDS", "AclServer", "debian_redis"]
+__all__ = ["PASSWORDS", "AclServer", "Certificates", "TlsServer", "debian_redis"]
 
 ROOT = Path(__file__).resolve().parents[2]
 START = ROOT / "deploy" / "redis" / "start.sh"
@@ -33,8 +35,8 @@ class AclServer(EmbeddedServer):
     Its `client` and `url` are the administrator's; workers and producers take `url_of`.
     """
 
-    def __init__(self, binary: str | None = None) -> None:
-        super().__init__(binary=str(START))
+    def __init__(self, binary: str | None = None, arguments: Sequence[str] = ()) -> None:
+        super().__init__(binary=str(START), arguments=arguments)
         self._server = binary or server_binary()
 
     def url_of(self, user: str) -> str:
@@ -59,3 +61,56 @@ class AclServer(EmbeddedServer):
             for name, value in variables.items():
                 patch.setenv(name, value)
             return super().start()
+
+
+class Certificates:
+    """An authority and what it signed, made anew: for a server on 127.0.0.1, and for a client."""
+
+    def __init__(self, folder: Path, name: str = "authority") -> None:
+        self._folder = folder
+        self.authority = folder / f"{name}.crt"
+        self._authority_key = folder / f"{name}.key"
+        self._openssl("req", "-x509", "-subj", f"/CN={name}", *self._key(self._authority_key),
+                      "-out", self.authority)  # fmt: skip
+
+    def signed(self, name: str, *, address: str = "127.0.0.1") -> tuple[Path, Path]:
+        """Certificate and key of one side."""
+        certificate, key = self._folder / f"{name}.crt", self._folder / f"{name}.key"
+        self._openssl("req", "-x509", "-subj", f"/CN={name}", *self._key(key),
+                      "-CA", self.authority, "-CAkey", self._authority_key,
+                      "-addext", f"subjectAltName=IP:{address}", "-out", certificate)  # fmt: skip
+        return certificate, key
+
+    @staticmethod
+    def _key(path: Path) -> list[object]:
+        return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-keyout", path]
+
+    @staticmethod
+    def _openssl(*arguments: object) -> None:
+        openssl = shutil.which("openssl")
+        if openssl is None:
+            pytest.skip("no openssl to make certificates with")
+        subprocess.run([openssl, *map(str, arguments)], check=True, capture_output=True)
+
+
+class TlsServer(AclServer):
+    """Debian's server, which speaks TLS only and asks for a client certificate, with the users."""
+
+    def __init__(self, certificates: Certificates) -> None:
+        certificate, key = certificates.signed("server")
+        super().__init__(debian_redis(), [
+            "--port", "0", "--tls-auth-clients", "yes", "--tls-cert-file", str(certificate),
+            "--tls-key-file", str(key), "--tls-ca-cert-file", str(certificates.authority),
+        ])  # fmt: skip
+        self._arguments += ["--tls-port", str(self.port)]
+        self.authority = certificates.authority
+        self.client_certificate = certificates.signed("client")
+
+    def url_of(self, user: str, *, authority: Path | None = None, certificate: bool = True) -> str:
+        """A user's URL: with the authority to trust, and by default the client certificate."""
+        query = {"ssl_cert_reqs": "required", "ssl_ca_certs": str(authority or self.authority)}
+        if certificate:
+            names = ("ssl_certfile", "ssl_keyfile")
+            query |= dict(zip(names, map(str, self.client_certificate), strict=True))
+        plain = super().url_of(user).replace("redis:", "rediss:", 1)
+        return f"{plain}?{urlencode(query, safe='/')}"
