@@ -118,7 +118,7 @@ class AsyncGolem:
         settings: ClientSettings | None = None,
     ) -> None:
         given = {"broker_url": broker_url, "result_backend": result_backend, "queue": queue}
-        self.settings = settings_of(settings, given)
+        self.settings: ClientSettings = settings_of(settings, given)
         self._wire = Wire(self.settings)
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Loop] = WeakKeyDictionary()
 

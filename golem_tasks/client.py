@@ -134,7 +134,7 @@ class Golem:
         settings: ClientSettings | None = None,
     ) -> None:
         given = {"broker_url": broker_url, "result_backend": result_backend, "queue": queue}
-        self.settings = settings_of(settings, given)
+        self.settings: ClientSettings = settings_of(settings, given)
         self._wire = Wire(self.settings)
         self._broker_pool = self._wire.broker.pool()
         self._backend_pool = self._wire.backend.pool()

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from golem_tasks._notebook import prediction_html
 from golem_tasks.errors import InvalidJob, TextTooLong
 
 __all__ = [
@@ -59,12 +60,12 @@ OnLong: TypeAlias = Literal["truncate", "error", "window"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class _Answer(BaseModel):
     # A newer worker may tell more than an older producer knows: what is new is passed over.
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
 class Limits(_Frozen):
@@ -124,6 +125,9 @@ class Prediction(_Answer):
     truncated: bool
     model: Model
     timing: Timing
+
+    def _repr_html_(self) -> str:
+        return prediction_html(self.label, self.scores, self.model.name)
 
 
 class ItemError(_Answer):

@@ -57,7 +57,7 @@ class DeadLetters:
         *,
         settings: ClientSettings | None = None,
     ) -> None:
-        self.settings = settings or load(
+        self.settings: ClientSettings = settings or load(
             ClientSettings, broker_url=broker_url, result_backend=result_backend
         )
         self._keys = Keys.of(self.settings.global_keyprefix)

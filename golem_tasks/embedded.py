@@ -72,9 +72,9 @@ class EmbeddedServer:
         arguments: Sequence[str] = (),
         binary: str | None = None,
     ) -> None:
-        self.port = free_port()
-        self.folder = Path(tempfile.mkdtemp(prefix="golem-redis-"))
-        self.log = self.folder / "server.log"
+        self.port: int = free_port()
+        self.folder: Path = Path(tempfile.mkdtemp(prefix="golem-redis-"))
+        self.log: Path = self.folder / "server.log"
         self._arguments = [*_persistence(appendonly=appendonly), *arguments]
         self._binary = binary
         self._guard: subprocess.Popen[bytes] | None = None

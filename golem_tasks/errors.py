@@ -195,9 +195,9 @@ class SubmitIncomplete(BrokerUnavailable):
         uncertain: list[str] | None = None,
     ) -> None:
         super().__init__(message, sent, unsent, uncertain)
-        self.sent = sent or []
-        self.unsent = unsent or []
-        self.uncertain = uncertain or []
+        self.sent: list[str] = sent or []
+        self.unsent: list[str] = unsent or []
+        self.uncertain: list[str] = uncertain or []
 
 
 class DeadLetterError(GolemError):

@@ -7,7 +7,7 @@ traceback can show its password.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
@@ -60,7 +60,7 @@ RedisUrl = Annotated[SecretStr, AfterValidator(_check_url)]
 class ClientSettings(BaseSettings):
     """What every process that talks to the queue needs to know."""
 
-    model_config = SettingsConfigDict(
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         env_prefix=ENV_PREFIX, frozen=True, extra="ignore", validate_default=True
     )
 
