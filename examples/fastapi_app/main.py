@@ -16,6 +16,7 @@ application with users checks whose they are.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -44,6 +45,7 @@ logger = logging.getLogger("uvicorn.error")  # where uvicorn shows what is wrong
 
 MOST_TEXTS = 1_000
 RETRY_AFTER_S = 5
+MOST_RETRY_AFTER_S = 60
 STREAM_S = 60
 """A stream ends after so long, whatever is missing: its client opens the next."""
 
@@ -178,7 +180,7 @@ async def status(job: AsyncJob[Prediction | Predictions]) -> Status:
 # What goes wrong at submit. Golem's sentences about Redis name hosts and settings: they are for the
 # log, and the client gets one of the application's own.
 
-FULL = f"Too many texts are waiting already; nothing was sent. Try again in {RETRY_AFTER_S} s."
+FULL = "Too many texts are waiting already; nothing was sent. Try again in {} s."
 AWAY = f"The queue can't be reached at the moment. Try again in {RETRY_AFTER_S} s."
 
 
@@ -190,8 +192,10 @@ async def invalid(_request: Request, error: InvalidJob) -> Response:
 
 @app.exception_handler(QueueFull)
 async def full(_request: Request, error: QueueFull) -> Response:
-    """429: the backlog is over ``GOLEM_MAX_BACKLOG``."""
-    return refusal(429, error, FULL, {"Retry-After": str(RETRY_AFTER_S)})
+    """429: the backlog would exceed ``GOLEM_MAX_BACKLOG``; come back when it is worked off."""
+    wait_s = RETRY_AFTER_S if error.wait_s is None else error.wait_s
+    seconds = min(max(math.ceil(wait_s), 1), MOST_RETRY_AFTER_S)
+    return refusal(429, error, FULL.format(seconds), {"Retry-After": str(seconds)})
 
 
 @app.exception_handler(BrokerUnavailable)

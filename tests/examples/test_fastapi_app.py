@@ -146,6 +146,23 @@ def test_a_redis_that_is_away_is_503_with_retry_after(tmp_path: Path) -> None:
         assert f"127.0.0.1:{port}" in web.text
 
 
+def test_a_backlog_at_its_limit_is_429_with_retry_after(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    """Nothing of a submit that goes over it is sent; without a worker nobody knows how long."""
+    env = {"GOLEM_BROKER_URL": server.url, "GOLEM_MAX_BACKLOG": "3"}
+    with application(tmp_path / "log", **env) as web, httpx2.Client(base_url=web.url) as http:
+        assert http.post("/classify", json={"text": LOVE}).status_code == 202
+        assert http.post("/bulk", json={"texts": [LOVE] * 2}).status_code == 202
+        for path, body in (("/classify", {"text": LOVE}), ("/bulk", {"texts": [LOVE, WASTE]})):
+            refused = http.post(path, json=body)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+            assert refused.json()["type"] == "QueueFull"
+            assert "Try again in 5 s" in refused.json()["detail"]
+    with server.client() as client:
+        assert (client.llen("golem"), client.llen("golem.bulk")) == (1, 2)
+
+
 @pytest.mark.usefixtures("worker")
 def test_the_readmes_curl_commands_work(web: WebServer) -> None:
     """All four, one after the other, each with the id the one before it was given."""

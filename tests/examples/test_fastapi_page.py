@@ -131,8 +131,8 @@ def test_scenario_1_the_stream_is_lost_while_a_job_waits(
     assert page.complaints == []
 
 
-def test_refusals_are_told_in_words(chrome: Chrome, tmp_path: Path) -> None:
-    """No text, no Redis, no application: each a sentence, and the button works again."""
+def test_refusals_are_told_in_words(chrome: Chrome, server: EmbeddedServer, tmp_path: Path) -> None:
+    """No text, no Redis, no application, a full queue: each a sentence; the button works again."""
     redis = f"redis://127.0.0.1:{free_port()}/0"
     env = {"GOLEM_BROKER_URL": redis, "GOLEM_CONNECT_TIMEOUT_S": "0.2"}
     with application(tmp_path / "log", **env) as web:
@@ -143,5 +143,11 @@ def test_refusals_are_told_in_words(chrome: Chrome, tmp_path: Path) -> None:
         wait_until(lambda: "queue can't be reached" in page.says("problem"), "the 503's words")
     page.send(LOVE)
     wait_until(lambda: "application can't be reached" in page.says("problem"), "the words")
+    full = {"GOLEM_BROKER_URL": server.url, "GOLEM_MAX_BACKLOG": "1"}
+    with application(tmp_path / "log", **full) as web:
+        page = Page(chrome, web.url)
+        page.send(LOVE, WASTE)
+        wait_until(lambda: "Too many texts are waiting" in page.says("problem"), "the 429's words")
+        assert "Try again in 5 s" in page.says("problem")
     assert page.rows == []
     assert chrome.find_element(By.ID, "send").is_enabled()

@@ -9,8 +9,8 @@ def threads(golem: Golem) -> str:
     golem.submit("text", topk=1)  # wrong
     golem.submit("text", on_long="cut")  # wrong
     golem.submit_many(["a"], task_id="one for many")  # wrong
-    prediction: Prediction = golem.submit("text")  # wrong
-    return golem.classify("text").lable  # wrong
+    predictions: list[Prediction] = golem.submit_many(["a"])  # wrong
+    return predictions[0].lable  # wrong
 
 
 async def asyncio(golem: AsyncGolem) -> str:
