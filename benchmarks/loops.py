@@ -19,9 +19,10 @@ from transformers import pipeline as make_pipeline
 from golem_tasks.contract import Options, TextItem
 from golem_tasks.errors import JobError
 from worker.classifier import Classifier, Work
-from worker.engine import TorchEngine, load
+from worker.engine import TorchEngine
 from worker.loading import EMBEDDED_FOLDER
 from worker.settings import WorkerSettings
+from worker.whitebox import open_model
 
 __all__ = [
     "Case",
@@ -77,10 +78,9 @@ class Case:
         settings = WorkerSettings.model_validate(
             {"model": str(folder), "device": "cpu", "dtype": dtype, "processes": 1}
         )
-        engine = load(settings, 0)
-        engine.warm_up()
+        opened = open_model(settings)
         # A tokenizer of its own: Golem's has padding and truncation switched off for good.
-        return cls(engine, engine._model, AutoTokenizer.from_pretrained(folder))  # noqa: SLF001 - the peers run the very same weights
+        return cls(opened.engine, opened.loaded.model, AutoTokenizer.from_pretrained(folder))
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -48,7 +48,19 @@ def choose_device(setting: str, index: int) -> torch.device:
 
 
 def choose_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The precision: half on CUDA, bfloat16 on a CPU that computes in it, else float32."""
+    """The precision: half on CUDA, bfloat16 on a CPU that computes in it, else float32.
+
+    ``torch.qint8`` stands for a model that is quantized after it was loaded.
+
+    Raises:
+        ConfigurationError: int8 is asked for anywhere but on a CPU.
+    """
+    if setting == "int8":
+        if device.type != "cpu":
+            raise ConfigurationError(
+                f"GOLEM_DTYPE=int8 can't be used on {device}: it is for CPUs; set GOLEM_DTYPE=auto."
+            )
+        return torch.qint8
     if setting != "auto":
         dtype = getattr(torch, setting)
         assert isinstance(dtype, torch.dtype)  # noqa: S101 - for mypy; the setting is a Literal

@@ -70,17 +70,24 @@ class TorchEngine:
         loaded: the model and its tokenizer.
         token_budget: padded area of a micro-batch; None takes what suits the device.
         max_rows: most rows of a micro-batch.
+        compiled: whether to run it through ``torch.compile``; the warm-up pays for that.
     """
 
     def __init__(
-        self, source: Source, loaded: LoadedModel, token_budget: int | None, max_rows: int
+        self,
+        source: Source,
+        loaded: LoadedModel,
+        token_budget: int | None,
+        max_rows: int,
+        *,
+        compiled: bool = False,
     ) -> None:
         model, tokenizer = loaded.model, loaded.tokenizer
         config, self._device = model.config, model.device
         self.info = ModelInfo(
             name=source.name,
             revision=loaded.revision,
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=loaded.dtype,
             device=str(self._device),
             labels=labels_of(source, config),
             activation=activation_for(config.problem_type, config.num_labels),
@@ -88,7 +95,9 @@ class TorchEngine:
         )
         self.token_budget = token_budget or _TOKEN_BUDGETS[self._device.type]
         self.max_rows = max_rows
-        self._model = model
+        # For any shape from the start: else each new length would be compiled while jobs wait.
+        self._compiled = compiled
+        self._forward = torch.compile(model, dynamic=True) if compiled else model
         takes = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in takes else {}
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -118,7 +127,7 @@ class TorchEngine:
             inputs = {"input_ids": block[0], "attention_mask": block[1]}
             if len(block) > 2:  # noqa: PLR2004 - the third is there or isn't
                 inputs["token_type_ids"] = block[2]
-            return _Launched(self._model(**inputs, **self._options).logits)
+            return _Launched(self._forward(**inputs, **self._options).logits)
 
     def _block(self, rows: Sequence[Row]) -> torch.Tensor:
         """Ids, mask and type ids, padded, in one tensor: one copy to the device."""
@@ -161,6 +170,9 @@ class TorchEngine:
             (single.ids * repeats)[:longest],
             None if single.type_ids is None else (single.type_ids * repeats)[:longest],
         )
+        if self._compiled:
+            # Compiled apart from one row; fewer rows than tokens, lest the two be taken for one.
+            self._try([single] * 2)
         self._try([long] * count)
         self._try([single])
 
@@ -172,6 +184,10 @@ class TorchEngine:
             cause = f"warming up with {shape} failed with {type(exc).__name__}: {exc}"
             first_line = cause.splitlines()[0]
             remedy = "Lower GOLEM_TOKEN_BUDGET if it is memory, or try GOLEM_DTYPE=float32."
+            if self._compiled:
+                remedy = (
+                    "Install a C++ compiler (g++) if there is none, or set GOLEM_COMPILE=false."
+                )
             raise self._unfit(first_line, remedy) from exc
         labels = len(self.info.labels)
         if len(logits) != len(rows) or any(len(row) != labels for row in logits):
@@ -196,4 +212,6 @@ def load(settings: WorkerSettings, index: int) -> TorchEngine:
     device = choose_device(settings.device, index)
     set_threads(settings, device)
     loaded = load_model(source, choose_dtype(settings.dtype, device), device)
-    return TorchEngine(source, loaded, settings.token_budget, settings.max_rows)
+    return TorchEngine(
+        source, loaded, settings.token_budget, settings.max_rows, compiled=settings.compile
+    )

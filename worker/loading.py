@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from golem_tasks.errors import ModelLoadError
+from golem_tasks.errors import GolemError, ModelLoadError
+from worker.quantizing import quantize
 from worker.settings import EMBEDDED_MODEL, WorkerSettings
 
 __all__ = [
@@ -70,6 +71,8 @@ class LoadedModel:
     """A ``PreTrainedTokenizerFast``."""
     revision: str | None
     """Commit of a hub model; None for a folder."""
+    dtype: str
+    """As answers name it."""
 
 
 def find_source(settings: WorkerSettings) -> Source:
@@ -100,9 +103,13 @@ def find_source(settings: WorkerSettings) -> Source:
 def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Load tokenizer and model, straight into `dtype`, and refuse what would answer wrongly.
 
+    ``torch.qint8`` loads float32 and quantizes it.
+
     Raises:
+        ConfigurationError: it can't be quantized.
         ModelLoadError: with the cause and the remedy.
     """
+    quantized = dtype is torch.qint8
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
@@ -115,12 +122,15 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Load
         model, report = AutoModelForSequenceClassification.from_pretrained(
             source.location,
             config=config,
-            dtype=dtype,
+            dtype=torch.float32 if quantized else dtype,
             use_safetensors=True,
             output_loading_info=True,
             **source.arguments,
         )
         model = model.to(device).eval()
+        model = quantize(model) if quantized else model
+    except GolemError:
+        raise
     except Exception as exc:  # many libraries raise here; all of it becomes one sentence
         cause, remedy = _explain(exc)
         raise ModelLoadError.of(source.name, cause, remedy) from exc
@@ -128,7 +138,8 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Load
     _check_tokenizer(source, tokenizer)
     _set_pad_token(source, model, tokenizer)
     commit = getattr(config, "_commit_hash", None) or source.revision
-    return LoadedModel(model, tokenizer, None if source.is_folder else commit)
+    name = "int8" if quantized else str(dtype).removeprefix("torch.")
+    return LoadedModel(model, tokenizer, None if source.is_folder else commit, name)
 
 
 def labels_of(source: Source, config: Any) -> tuple[str, ...]:

@@ -32,9 +32,15 @@ class WorkerSettings(ClientSettings):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
-        description="auto: half precision on CUDA, bfloat16 on a CPU that has it, else float32.",
+        description="auto: half precision on CUDA, bfloat16 on a CPU that has it, else float32; "
+        "int8: on a CPU, other answers for a few texts in a hundred.",
+    )
+    compile: bool = Field(
+        False,
+        description="Whether to run the model through torch.compile: faster, and a minute slower "
+        "to start; needs a C++ compiler.",
     )
     processes: int | None = Field(
         None, ge=1, le=256, description="Model processes; unset: one per GPU, one on a CPU."

@@ -1,0 +1,108 @@
+"""The engine's options that change how the model is computed: int8 and torch.compile."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from golem_tasks.contract import Options, Prediction, TextItem
+from golem_tasks.errors import ConfigurationError, GolemError
+from golem_tasks.settings import load as load_settings
+from tests.support.data import sst2_dev
+from tests.support.models import build
+from worker.classifier import Classifier, Work
+from worker.device import choose_dtype
+from worker.engine import TorchEngine, load
+from worker.settings import WorkerSettings
+
+
+def engine(model: str, **given: object) -> TorchEngine:
+    """An engine on one thread of the CPU, in float32 unless told otherwise."""
+    asked = {"device": "cpu", "dtype": "float32", "threads": 1, **given}
+    return load(load_settings(WorkerSettings, model=model, **asked), 0)
+
+
+def classify(loaded: TorchEngine, texts: list[str]) -> list[Prediction]:
+    """All of them in dispatches of 256; every one has to be answered."""
+    classifier, found = Classifier(loaded), []
+    for start in range(0, len(texts), 256):
+        works = [Work(TextItem(text), Options(), 0.0) for text in texts[start : start + 256]]
+        for outcome in classifier.classify(works).outcomes:
+            assert not isinstance(outcome, GolemError)
+            found.append(Prediction.model_validate(outcome))
+    return found
+
+
+def test_int8_costs_golem_mini_less_than_a_point_on_sst2() -> None:
+    """97 of 100 labels stay as in float32, and accuracy within a point."""
+    texts = [text for text, _ in sst2_dev()[:400]]
+    truth = [("NEGATIVE", "POSITIVE")[label] for _, label in sst2_dev()[:400]]
+    exact, coarse = (
+        classify(engine("golem-mini", dtype=dtype), texts) for dtype in ("float32", "int8")
+    )
+    assert coarse[0].model.dtype == "int8"
+    agree = sum(a.label == b.label for a, b in zip(exact, coarse, strict=True))
+    assert 0.97 * len(texts) <= agree < len(texts)
+    right = [
+        sum(a.label == b for a, b in zip(found, truth, strict=True)) for found in (exact, coarse)
+    ]
+    assert right[1] >= right[0] - 0.01 * len(texts)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlnet"])
+def test_int8_runs_other_architectures_and_leaves_their_head_alone(
+    tmp_path: Path, kind: str
+) -> None:
+    """Finite answers near float32's."""
+    folder = str(build(tmp_path / kind, kind, seed=3))  # type: ignore[arg-type]
+    texts = ["the film moves slowly", "never good", "bad and bad and not good"]
+    exact, coarse = (classify(engine(folder, dtype=dtype), texts) for dtype in ("float32", "int8"))
+    for a, b in zip(exact, coarse, strict=True):
+        assert a.scores["POSITIVE"] == pytest.approx(b.scores["POSITIVE"], abs=0.2)
+
+
+def test_int8_is_refused_off_the_cpu_in_one_sentence() -> None:
+    """The remedy is named."""
+    with pytest.raises(ConfigurationError, match=r"int8 can't be used on cuda.*GOLEM_DTYPE=auto"):
+        choose_dtype("int8", torch.device("cuda", 0))
+
+
+# torch's compiler uses what torch itself has deprecated.
+_torch_warns = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+
+
+@_torch_warns
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_answers_as_before_in_every_shape(tmp_path: Path) -> None:
+    """One row, many rows, short and long ones: the warm-up has compiled for all of them."""
+    folder = str(build(tmp_path / "model", seed=5))
+    texts = ["good", "the film is not bad", *["bad " * count for count in range(1, 40)]]
+    exact = classify(engine(folder), texts)
+    compiled = engine(folder, compile=True)
+    compiled.warm_up()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        found = classify(compiled, texts)
+        single = [classify(compiled, [text])[0] for text in texts[:3]]
+    for ours, theirs in zip([*found, *single], [*exact, *exact[:3]], strict=True):
+        assert ours.label == theirs.label
+        assert ours.score == pytest.approx(theirs.score, abs=1e-4)
+
+
+def test_compiling_without_a_compiler_names_the_remedy(tmp_path: Path) -> None:
+    """Not a traceback out of torch's inductor. In a process of its own: torch looks once."""
+    folder = str(build(tmp_path / "model", seed=6))
+    code = (
+        "from worker.engine import load; from worker.settings import WorkerSettings\n"
+        f"load(WorkerSettings(model={folder!r}, device='cpu', compile=True), 0).warm_up()"
+    )
+    env = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | env, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert "ModelLoadError" in done.stderr
+    assert "Install a C++ compiler (g++)" in done.stderr.splitlines()[-1]
