@@ -80,7 +80,7 @@ class Case:
         )
         opened = open_model(settings)
         # A tokenizer of its own: Golem's has padding and truncation switched off for good.
-        return cls(opened.engine, opened.loaded.model, AutoTokenizer.from_pretrained(folder))
+        return cls(opened.engine, opened.engine.loaded.model, AutoTokenizer.from_pretrained(folder))
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ client learns at submit what another learns from the job's FAILURE.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -82,8 +83,9 @@ class Limits(_Frozen):
 class Options(_Frozen):
     """The keyword options both tasks share."""
 
-    top_k: Annotated[int, Field(ge=1)] | None = None
-    """How many labels ``scores`` lists, best first; None is all of them."""
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    """How many labels ``scores`` lists, best first; None is all of them. With 0 the answer is the
+    label alone: no score is computed or sent."""
     logits: bool = False
     """Whether the prediction carries the raw logits, in the model's own label order."""
     on_long: OnLong = "truncate"
@@ -96,6 +98,8 @@ class Model(_Answer):
     name: str
     revision: str | None
     dtype: str
+    temperature: float | None = None
+    """What calibrated scores' logits were divided by; None where the model isn't calibrated."""
 
 
 class Timing(_Answer):
@@ -115,9 +119,9 @@ class Prediction(_Answer):
     """One text's answer."""
 
     label: str
-    score: float
-    """Probability of ``label``; the raw value for a regression head."""
-    scores: dict[str, float]
+    score: float = math.nan
+    """Probability of ``label``; the raw value for a regression head; NaN with ``top_k=0``."""
+    scores: dict[str, float] = {}
     """Label to probability, highest first, at most ``top_k`` of them."""
     logits: list[float] | None = None
     tokens: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from golem_tasks.contract import Options
@@ -62,6 +63,10 @@ def sigmoid(logits: Sequence[float]) -> list[float]:
     ]
 
 
+def _tempered(inverse_temperature: float, logits: Sequence[float]) -> list[float]:
+    return softmax([value * inverse_temperature for value in logits])
+
+
 _FUNCTIONS: dict[Activation, Callable[[Sequence[float]], list[float]]] = {
     Activation.SOFTMAX: softmax,
     Activation.SIGMOID: sigmoid,
@@ -75,7 +80,14 @@ class Decoder:
     def __init__(self, info: ModelInfo) -> None:
         self._labels = info.labels
         self._activate = _FUNCTIONS[info.activation]
-        self._model = {"name": info.name, "revision": info.revision, "dtype": info.dtype}
+        self._model: dict[str, Any] = {
+            "name": info.name,
+            "revision": info.revision,
+            "dtype": info.dtype,
+        }
+        if info.temperature is not None:
+            self._activate = partial(_tempered, 1 / info.temperature)
+            self._model["temperature"] = info.temperature
 
     def decode(
         self,
@@ -99,25 +111,33 @@ class Decoder:
         """
         for logits in rows:
             self._check(logits)
-        if len(rows) == 1:
-            mean_scores = self._activate(rows[0])
-        else:
-            mean_scores = _mean([self._activate(logits) for logits in rows], encoded.weights)
-        order = sorted(range(len(mean_scores)), key=mean_scores.__getitem__, reverse=True)
-        best = order[0]
-        labels = self._labels
-        prediction: dict[str, Any] = {
-            "label": labels[best],
-            "score": mean_scores[best],
-            "scores": {labels[i]: mean_scores[i] for i in order[: options.top_k]},
-            "tokens": encoded.tokens,
-            "truncated": encoded.truncated,
-            "model": self._model,
-            "timing": _timing(queued_ms, batches),
-        }
+        prediction = self._best(rows, encoded.weights, options.top_k)
+        prediction["tokens"] = encoded.tokens
+        prediction["truncated"] = encoded.truncated
+        prediction["model"] = self._model
+        prediction["timing"] = _timing(queued_ms, batches)
         if options.logits:
             prediction["logits"] = _mean(rows, encoded.weights)
         return prediction
+
+    def _best(
+        self, rows: Sequence[list[float]], weights: Sequence[int], top_k: int | None
+    ) -> dict[str, Any]:
+        """The label, and the scores asked for."""
+        labels = self._labels
+        if top_k == 0 and len(rows) == 1:
+            # No activation changes which is the greatest.
+            return {"label": labels[max(range(len(labels)), key=rows[0].__getitem__)]}
+        scores = _mean([self._activate(logits) for logits in rows], weights)
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+        best = order[0]
+        if top_k == 0:
+            return {"label": labels[best]}
+        return {
+            "label": labels[best],
+            "score": scores[best],
+            "scores": {labels[i]: scores[i] for i in order[:top_k]},
+        }
 
     def _check(self, logits: list[float]) -> None:
         if len(logits) != len(self._labels):

@@ -10,16 +10,18 @@ import gc
 import inspect
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from golem_tasks.contract import OnLong, TextItem
-from golem_tasks.errors import JobError, ModelLoadError
+from golem_tasks.errors import ConfigurationError, JobError, ModelLoadError
+from worker import calibration
 from worker.decoding import activation_for
 from worker.device import choose_device, choose_dtype, set_threads
 from worker.encoding import Encoder
-from worker.interfaces import DeviceLost, Encoded, ModelInfo, Row
+from worker.interfaces import Activation, DeviceLost, Encoded, ModelInfo, Row
 from worker.loading import LoadedModel, Source, find_source, labels_of, load_model, max_tokens_of
 from worker.settings import WorkerSettings
 
@@ -68,36 +70,36 @@ class TorchEngine:
     Args:
         source: where the model came from.
         loaded: the model and its tokenizer.
-        token_budget: padded area of a micro-batch; None takes what suits the device.
-        max_rows: most rows of a micro-batch.
-        compiled: whether to run it through ``torch.compile``; the warm-up pays for that.
+        settings: the token budget, None taking what suits the device; most rows of a micro-batch;
+            whether to run it through ``torch.compile``, which the warm-up pays for; calibration.
+
+    Raises:
+        ConfigurationError: the calibration isn't this model's.
+        ModelLoadError: the model's labels are unusable.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        loaded: LoadedModel,
-        token_budget: int | None,
-        max_rows: int,
-        *,
-        compiled: bool = False,
-    ) -> None:
+    def __init__(self, source: Source, loaded: LoadedModel, settings: WorkerSettings) -> None:
+        self.source = source
+        self.loaded = loaded
         model, tokenizer = loaded.model, loaded.tokenizer
         config, self._device = model.config, model.device
+        labels = labels_of(source, config)
+        activation = activation_for(config.problem_type, config.num_labels)
         self.info = ModelInfo(
             name=source.name,
             revision=loaded.revision,
             dtype=loaded.dtype,
             device=str(self._device),
-            labels=labels_of(source, config),
-            activation=activation_for(config.problem_type, config.num_labels),
+            labels=labels,
+            activation=activation,
             max_tokens=max_tokens_of(model, tokenizer),
+            temperature=_temperature(source, settings.calibration, labels, activation),
         )
-        self.token_budget = token_budget or _TOKEN_BUDGETS[self._device.type]
-        self.max_rows = max_rows
+        self.token_budget = settings.token_budget or _TOKEN_BUDGETS[self._device.type]
+        self.max_rows = settings.max_rows
         # For any shape from the start: else each new length would be compiled while jobs wait.
-        self._compiled = compiled
-        self._forward = torch.compile(model, dynamic=True) if compiled else model
+        self._compiled = settings.compile
+        self._forward = torch.compile(model, dynamic=True) if settings.compile else model
         takes = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in takes else {}
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -212,6 +214,20 @@ def load(settings: WorkerSettings, index: int) -> TorchEngine:
     device = choose_device(settings.device, index)
     set_threads(settings, device)
     loaded = load_model(source, choose_dtype(settings.dtype, device), device)
-    return TorchEngine(
-        source, loaded, settings.token_budget, settings.max_rows, compiled=settings.compile
-    )
+    return TorchEngine(source, loaded, settings)
+
+
+def _temperature(
+    source: Source, named: str | None, labels: Sequence[str], activation: Activation
+) -> float | None:
+    """The calibration that was named, or lies in the model's folder."""
+    beside = Path(source.location, calibration.FILE_NAME)
+    file = Path(named).expanduser() if named is not None else beside
+    if named is None and not (source.is_folder and beside.is_file()):
+        return None
+    if activation is not Activation.SOFTMAX:
+        raise ConfigurationError(
+            f"The calibration {file} can't be used: this model's labels don't exclude each other; "
+            "remove it."
+        )
+    return calibration.read(file, labels).temperature

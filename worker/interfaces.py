@@ -58,6 +58,8 @@ class ModelInfo:
     activation: Activation
     max_tokens: int
     """Longest row the model takes, special tokens included."""
+    temperature: float | None = None
+    """What softmax's logits are divided by; None where the model isn't calibrated."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,11 @@ class WorkerSettings(ClientSettings):
         description="Whether to run the model through torch.compile: faster, and a minute slower "
         "to start; needs a C++ compiler.",
     )
+    calibration: str | None = Field(
+        None,
+        min_length=1,
+        description="File of `golem calibrate`; unset: the one in the model's folder, if any.",
+    )
     processes: int | None = Field(
         None, ge=1, le=256, description="Model processes; unset: one per GPU, one on a CPU."
     )

@@ -17,10 +17,8 @@ import torch
 from golem_tasks.contract import Limits, OnLong, Options, Prediction, TextItem, check_text
 from golem_tasks.errors import JobError
 from worker.decoding import Decoder, MicroBatch
-from worker.device import choose_device, choose_dtype, set_threads
-from worker.engine import TorchEngine
+from worker.engine import TorchEngine, load
 from worker.interfaces import Encoded, ModelInfo, Row
-from worker.loading import LoadedModel, find_source, load_model
 from worker.settings import WorkerSettings
 
 __all__ = ["LabelScore", "ModuleRun", "Tensor", "Token", "WhiteBox", "look", "open_model"]
@@ -98,10 +96,9 @@ class WhiteBox:
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """A loaded model with what an engine keeps to itself."""
+    """A loaded model."""
 
     engine: TorchEngine
-    loaded: LoadedModel
     load_ms: float
 
 
@@ -109,16 +106,13 @@ def open_model(settings: WorkerSettings) -> OpenModel:
     """Load the model as a worker does.
 
     Raises:
-        ConfigurationError: the device isn't there.
+        ConfigurationError: the device isn't there, or the calibration isn't the model's.
         ModelLoadError: the model can't be loaded.
     """
     begun_s = time.perf_counter()
-    source = find_source(settings)
-    device = choose_device(settings.device, 0)
-    set_threads(settings, device)
-    loaded = load_model(source, choose_dtype(settings.dtype, device), device)
-    engine = TorchEngine(source, loaded, settings.token_budget, settings.max_rows)
-    return OpenModel(engine, loaded, _since_ms(begun_s))
+    # Not compiled: what is fused into one kernel can't be looked into.
+    engine = load(settings.model_copy(update={"compile": False}), 0)
+    return OpenModel(engine, _since_ms(begun_s))
 
 
 def look(opened: OpenModel, text: str, limits: Limits, on_long: OnLong = "truncate") -> WhiteBox:
@@ -135,7 +129,7 @@ def look(opened: OpenModel, text: str, limits: Limits, on_long: OnLong = "trunca
         InferenceError: the model fails on it.
     """
     item = TextItem(check_text(text, "text", limits))
-    engine, model = opened.engine, opened.loaded.model
+    engine, model = opened.engine, opened.engine.loaded.model
     _encode(engine, item, on_long)  # warm-up
     begun_s = time.perf_counter()
     encoded = _encode(engine, item, on_long)
@@ -157,7 +151,7 @@ def look(opened: OpenModel, text: str, limits: Limits, on_long: OnLong = "trunca
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         load_ms=opened.load_ms,
         encode_ms=encode_ms,
-        tokens=_tokens(opened.loaded.tokenizer, row, watch.mask),
+        tokens=_tokens(opened.engine.loaded.tokenizer, row, watch.mask),
         tokens_in_text=encoded.tokens,
         truncated=encoded.truncated,
         inputs=watch.inputs,

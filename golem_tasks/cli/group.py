@@ -36,6 +36,7 @@ _COMMANDS = {
     "inspect": "Look inside the model at one text, stage by stage.",
     "queue": "Count what waits and what is worked on; say how long it will take.",
     "top": "Watch a queue and its workers, live.",
+    "calibrate": "Fit the temperature that makes scores mean what they say.",
     "dead": "List, show, requeue or drop the jobs that were given up.",
     "health": "Ask through the queue whether a worker really answers.",
 }

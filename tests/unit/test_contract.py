@@ -90,7 +90,7 @@ def test_a_text_over_the_limit_says_both_numbers() -> None:
         ("abc", {}, "args"),
         (["a"], ["b"], "kwargs"),
         (["a"], {"topk": 1}, "topk"),
-        (["a"], {"top_k": 0}, "top_k"),
+        (["a"], {"top_k": -1}, "top_k"),
         (["a"], {"top_k": "1"}, "top_k"),
         (["a"], {"logits": 1}, "logits"),
         (["a"], {"on_long": "cut"}, "on_long"),

@@ -143,3 +143,29 @@ def test_a_row_of_the_wrong_width_names_both_numbers() -> None:
     decoder = Decoder(info(Activation.SOFTMAX, "a", "b"))
     with pytest.raises(InferenceError, match="3 logits came back for 2 labels"):
         decoder.decode([[1.0, 2.0, 3.0]], encoded(1), Options(), 0.0, [BATCH])
+
+
+@given(st.lists(FINITE, min_size=1, max_size=8), st.sampled_from(Activation))
+def test_a_job_for_the_label_alone_gets_a_best_label_and_no_score(
+    logits: list[float], activation: Activation
+) -> None:
+    """With top_k=0 nothing but the label is computed or sent; no score is above its."""
+    alone, full = (decode(logits, Options(top_k=k), activation) for k in (0, None))
+    assert full.scores[alone.label] == full.score
+    assert math.isnan(alone.score)
+    assert alone.scores == {}
+
+
+@given(st.lists(FINITE, min_size=1, max_size=8), st.floats(0.1, 10))
+def test_a_temperature_moves_scores_and_keeps_their_order(
+    logits: list[float], temperature: float
+) -> None:
+    """Softmax of logits / temperature, which the model's description tells."""
+    labels = [f"L{i}" for i in range(len(logits))]
+    told = ModelInfo(
+        "m", None, "float32", "cpu", tuple(labels), Activation.SOFTMAX, 512, temperature
+    )
+    answer = Decoder(told).decode([logits], encoded(1), Options(), 0.0, [BATCH])
+    expected = softmax([value / temperature for value in logits])
+    assert answer["model"]["temperature"] == temperature
+    assert answer["scores"] == pytest.approx(dict(zip(labels, expected, strict=True)), abs=1e-6)
