@@ -81,7 +81,7 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["classify", "--file", "none.txt"], "none.txt can't be read: No such file"),
         (["classify", "--file", "none.odt"], "name it with --format"),
         (["classify", "a", "--out", "b.jsonl.gz"], "isn't compressed"),
-        (["inspect", "a", "--dtype", "int8"], "GOLEM_DTYPE can't be used"),
+        (["inspect", "a", "--dtype", "int4"], "GOLEM_DTYPE can't be used"),
     ],
 )
 def test_what_was_asked_wrongly_is_exit_code_2(
