@@ -71,7 +71,8 @@ class Statistics(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
         signals.worker_shutdown.connect(self._leave, weak=False)
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:  # noqa: ARG002 - Celery's
-        """Look at the figures four times a second."""
+        """Look at the figures four times a second; called for each new connection."""
+        self._held_before = False  # the time without one says nothing of how fast the worker is
         hub.call_repeatedly(BUSY_S, self._beat)
 
     def _leave(self, **_: Any) -> None:
