@@ -50,9 +50,11 @@ CMD ["celery", "-A", "worker", "flower", "--port=5555"]
 
 FROM base AS worker
 COPY --from=build-worker /opt/golem /opt/golem
-# Hub models are kept here; a new volume takes over the folder's owner.
+# Hub models are kept here, and what workers learn of the memory; a new volume takes over the
+# folder's owner.
 RUN install --directory --owner=10001 --group=10001 /models
-ENV HF_HOME=/models
+ENV HF_HOME=/models \
+    GOLEM_STATE_DIR=/models/golem
 VOLUME /models
 WORKDIR /opt/golem
 USER 10001:10001

@@ -176,7 +176,7 @@ class HashEngine:
     def release_memory(self) -> None:
         """Nothing is held in reserve."""
 
-    def warm_up(self) -> None:
+    def warm_up(self, token_budget: int) -> None:
         """Nothing gets faster by use."""
 
 

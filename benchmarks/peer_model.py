@@ -68,7 +68,7 @@ def queued_ms(headers: dict[str, Any]) -> float:
 
 def _load_model(**_: Any) -> None:
     engine: Engine = symbol_by_name(settings.engine)(settings, 0)
-    engine.warm_up()
+    engine.warm_up(engine.token_budget)
     _models[:] = [PeerModel(engine)]
 
 

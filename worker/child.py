@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from billiard import current_process
+from billiard.common import terminate_handler_fired
 from celery import Celery
 from celery.app import trace
 from celery.exceptions import SoftTimeLimitExceeded
@@ -22,10 +23,14 @@ from celery.utils.log import get_logger
 from golem_tasks.contract import TASKS
 from golem_tasks.errors import GolemError, ModelLoadError
 from worker import runner
+from worker.ceiling import Ceiling, warm_up
+from worker.ceiling_file import CeilingFile
 from worker.classifier import Classifier
+from worker.interfaces import DeviceLost, Engine
 from worker.processes import EX_CONFIG, report, settle_garbage
 from worker.runner import Runner, TracerClock
 from worker.settings import WorkerSettings
+from worker.sparing import spare_processes
 
 __all__ = ["start"]
 
@@ -45,20 +50,27 @@ def start(app: Celery, hostname: str) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         engine = symbol_by_name(settings.engine)(settings, index)
-        engine.warm_up()
+        remembered = CeilingFile(settings.state_dir, engine.info)
+        ceiling = _warm_up(engine, remembered)
     except BaseException as exc:  # noqa: BLE001 - whatever a foreign model raises, the parent hears
         error = exc if isinstance(exc, GolemError) else _unexpected(settings, exc)
         report(index, ready=False, message=str(error))
         os._exit(EX_CONFIG)
     clock = TracerClock()
     _install_tracers(app, hostname, clock)
-    classifier = Classifier(engine, passthrough=(SoftTimeLimitExceeded,))
+    spare_processes(app)
+    classifier = Classifier(
+        engine,
+        passes=_passes,
+        ceiling=ceiling,
+        on_ceiling=lambda now: remembered.store(now.tokens if now.lowered else None),
+    )
     runner.use(Runner(classifier, app.backend, settings.limits, clock))
     info = engine.info
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     message = (
         f"{info.name} ({info.dtype}) on {info.device}, {len(info.labels)} labels, token budget "
-        f"{engine.token_budget}, loaded in {time.monotonic() - begun_s:.1f} s, {peak_mib} MiB."
+        f"{ceiling.tokens}, loaded in {time.monotonic() - begun_s:.1f} s, {peak_mib} MiB."
     )
     settle_garbage()
     # What a dispatch allocates dies with it, by its reference counts; looking sooner finds nothing.
@@ -71,8 +83,32 @@ def start(app: Celery, hostname: str) -> None:
         model=info.name,
         dtype=info.dtype,
         device=info.device,
-        token_budget=engine.token_budget,
+        token_budget=ceiling.tokens,
     )
+
+
+def _warm_up(engine: Engine, remembered: CeilingFile) -> Ceiling:
+    """Warm up within what is known of the device's memory; tell and keep what more is learned."""
+    # The clock of `Classifier`, which goes on with this ceiling.
+    before = Ceiling.start(engine.token_budget, remembered.recall(), time.perf_counter())
+    ceiling = warm_up(engine, before, time.perf_counter)
+    if ceiling.lowered:
+        logger.warning(
+            "Micro-batches of %s begin with %d padded tokens instead of %d: more didn't fit the "
+            "memory of %s (%s).",
+            engine.info.name, ceiling.tokens, ceiling.full, engine.info.device,
+            "as remembered from an earlier run" if ceiling == before else "at the warm-up",
+        )  # fmt: skip
+    if ceiling != before:
+        remembered.store(ceiling.tokens)
+    return ceiling
+
+
+def _passes(exc: BaseException) -> bool:
+    """Whether this is meant for the process, and not the failure of a text that raised it."""
+    if isinstance(exc, SystemExit):
+        return bool(terminate_handler_fired())  # else a model's own, which ends no process
+    return isinstance(exc, DeviceLost | SoftTimeLimitExceeded)
 
 
 def _unexpected(settings: WorkerSettings, exc: BaseException) -> GolemError:

@@ -1,35 +1,33 @@
 """Texts in, one outcome for each out: encode, pack, forward, decode, whatever goes wrong.
 
 Batch-mates share a forward pass and nothing else. What raises is halved until the culprit stands
-alone, and only that one fails; out of memory lowers the budget and the same work runs again in
-smaller pieces. Celery, Redis and torch are unknown here.
+alone, and only that one fails; out of memory lowers the budget (`worker.ceiling`) and the same work
+runs again in smaller pieces. Celery, Redis and torch are unknown here.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from golem_tasks.contract import Options, TextItem
-from golem_tasks.errors import InferenceError, JobError, OutOfMemory
+from golem_tasks.errors import InferenceError, JobError
+from worker.ceiling import Ceiling
 from worker.decoding import Decoder, MicroBatch
+from worker.failures import failure, forget_frames, is_out_of_memory
 from worker.interfaces import Encoded, Engine, Launched, Row
 from worker.packing import pack, padded_area
 
-__all__ = ["Classified", "Classifier", "MicroBatch", "Work", "is_out_of_memory"]
+__all__ = ["Classified", "Classifier", "MicroBatch", "Work"]
 
 logger = logging.getLogger(__name__)
 
 Outcome: TypeAlias = "dict[str, Any] | JobError"
-
-_CAUSE_CHARS = 300  # torch appends C++ stack traces; a person needs the first line
-_CLEAN_BEFORE_GROWTH = 64  # micro-batches without trouble before a lowered budget grows
-_GROWTH = 1.25
-_MEMORY_SIGNS = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +65,10 @@ class _Pending:
     """A micro-batch still to be run."""
 
     lines: list[_Line]
-    budget_before: int | None = None
-    """The budget before its first out of memory; None if it had none."""
+    before: Ceiling | None = None
+    """The ceiling before its first out of memory; None if it had none."""
+    alone: bool = False
+    """Whether nothing else may be on the device beside it."""
 
     @property
     def area(self) -> int:
@@ -94,21 +94,15 @@ class _Run:
     micro_batches: list[MicroBatch] = field(default_factory=list)
 
 
-def is_out_of_memory(exc: BaseException) -> bool:
-    """Whether this is a failed allocation: Python's own, or torch's on any device."""
-    if isinstance(exc, MemoryError):
-        return True
-    text = str(exc).lower()
-    return isinstance(exc, RuntimeError) and any(sign in text for sign in _MEMORY_SIGNS)
-
-
 class Classifier:
     """Classifies dispatches with one engine. Not thread-safe: one model, one caller.
 
     Args:
         engine: the loaded model.
-        passthrough: exceptions that are the caller's own, such as a time limit's: never taken for
-            a text's failure. What isn't an `Exception` always passes.
+        passes: tells the exceptions that are the caller's own, such as a time limit's, and never
+            taken for a text's failure; by default those that aren't an `Exception`.
+        ceiling: the token budget to begin with; the engine's own if unset.
+        on_ceiling: called after a dispatch in which the token budget changed.
         clock: seconds, monotonic.
     """
 
@@ -116,44 +110,55 @@ class Classifier:
         self,
         engine: Engine,
         *,
-        passthrough: tuple[type[BaseException], ...] = (),
+        passes: Callable[[BaseException], bool] = lambda exc: not isinstance(exc, Exception),
+        ceiling: Ceiling | None = None,
+        on_ceiling: Callable[[Ceiling], None] = lambda _: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._engine = engine
-        self._passthrough = passthrough
+        self._passes = passes
+        self._ceiling = ceiling or Ceiling.start(engine.token_budget)
+        self._on_ceiling = on_ceiling
         self._clock = clock
         self._decoder = Decoder(engine.info)
         # A second micro-batch in flight keeps a GPU busy while the first one's answers are read;
         # a CPU computes during the launch itself.
         self._depth = 1 if engine.info.device == "cpu" else 2
-        self._budget = engine.token_budget
-        self._clean = 0
 
     @property
     def token_budget(self) -> int:
         """The padded area a micro-batch may have now: the engine's, or less after trouble."""
-        return self._budget
+        return self._ceiling.tokens
 
     def classify(self, works: Sequence[Work]) -> Classified:
         """Classify texts; each gets an outcome.
 
         Raises:
-            BaseException: only what passes through (see the class) and `DeviceLost`.
+            BaseException: only what passes through (see the class).
         """
         run = _Run(works, [None] * len(works), {}, [[] for _ in works])
-        budget_s_before = self._budget
+        before = self.token_budget
         self._encode(run, range(len(works)))
-        self._plan(run)
+        lines = [line for of_work in run.lines for line in of_work]
+        run.queue.extend(self._packed(run, lines, None))
         self._forward(run)
-        if self._budget < budget_s_before:
-            logger.warning(
-                "The device ran out of memory: micro-batches of %s are now held to %d padded "
-                "tokens instead of %d, and grow again after %d without trouble. No job failed by "
-                "it that fits the device alone.",
-                self._engine.info.name, self._budget, budget_s_before, _CLEAN_BEFORE_GROWTH,
-            )  # fmt: skip
+        if self.token_budget != before:
+            self._tell_ceiling(before)
         outcomes = [self._outcome(run, index) for index in range(len(works))]
         return Classified(outcomes, run.micro_batches)
+
+    def _tell_ceiling(self, before: int) -> None:
+        now, info = self._ceiling, self._engine.info
+        if now.tokens < before:
+            logger.warning(
+                "Out of memory on %s: micro-batches of %s are now held to %d padded tokens instead "
+                "of %d (%d without the limit), and grow again after %d s without trouble. No job "
+                "failed by it that fits the device alone.",
+                info.device, info.name, now.tokens, before, now.full, now.calm_s,
+            )  # fmt: skip
+        else:
+            logger.info("Micro-batches may have %d of %d tokens again.", now.tokens, now.full)
+        self._on_ceiling(now)
 
     def _encode(self, run: _Run, indexes: Sequence[int]) -> None:
         """Tokenize in one call; where that raises, in halves down to the culprit."""
@@ -163,15 +168,15 @@ class Classifier:
             items = [run.works[i].item for i in indexes]
             results = self._engine.encode(items, [run.works[i].options.on_long for i in indexes])
             _check_count(len(results), len(indexes), "texts")
-        except self._passthrough:
-            raise
-        except Exception as exc:  # noqa: BLE001 - whatever a tokenizer raises is one text's failure
-            if len(indexes) == 1:
-                run.failed[indexes[0]] = _failure("encode", exc)
-                return
-        else:
             for index, result in zip(indexes, results, strict=True):
                 self._accept(run, index, result)
+        except BaseException as exc:
+            if self._passes(exc):
+                raise
+            if len(indexes) == 1:
+                run.failed[indexes[0]] = failure("encode", exc)
+                return
+        else:
             return
         middle = len(indexes) // 2
         self._encode(run, indexes[:middle])
@@ -187,43 +192,48 @@ class Classifier:
             run.encoded[index] = result
             run.lines[index] = [_Line(index, row) for row in result.rows]
 
-    def _plan(self, run: _Run) -> None:
-        """Pack the rows of all works together: micro-batches don't care whose a row is."""
-        lines = [line for of_work in run.lines for line in of_work]
+    def _packed(self, run: _Run, lines: list[_Line], before: Ceiling | None) -> list[_Pending]:
+        """Pack rows of all works together: micro-batches don't care whose a row is."""
         try:
-            run.queue.extend(self._packed(lines, None))
-        except self._passthrough:
-            raise
-        except Exception as exc:  # noqa: BLE001 - no job may stay without an outcome
-            run.failed.update({line.work: _failure("pack", exc) for line in lines})
-
-    def _packed(self, lines: list[_Line], budget_before: int | None) -> list[_Pending]:
-        lengths = [line.row.length for line in lines]
-        plan = pack(lengths, self._budget, self._engine.max_rows)
-        return [_Pending([lines[i] for i in indexes], budget_before) for indexes in plan]
+            lengths = [line.row.length for line in lines]
+            plan = pack(lengths, self._ceiling.tokens, self._engine.max_rows)
+            return [_Pending([lines[i] for i in indexes], before) for indexes in plan]
+        except BaseException as exc:
+            if self._passes(exc):
+                raise
+            if len(lines) == 1:
+                run.failed[lines[0].work] = failure("pack", exc)
+                return []
+        left, right = _halves(lines)
+        return self._packed(run, left, before) + self._packed(run, right, before)
 
     def _forward(self, run: _Run) -> None:
         """Run every pending micro-batch, at most `_depth` on the device at a time."""
         in_flight: deque[_InFlight] = deque()
         free_s = 0.0  # when the device had last finished something
         while run.queue or in_flight:
-            while run.queue and len(in_flight) < self._depth:
+            while run.queue and self._has_room(run.queue[0], in_flight):
                 self._launch_next(run, in_flight)
             if in_flight:
                 free_s = self._collect(run, in_flight.popleft(), free_s)
 
+    def _has_room(self, pending: _Pending, in_flight: Sequence[_InFlight]) -> bool:
+        if pending.alone or (in_flight and in_flight[0].pending.alone):
+            return not in_flight
+        return len(in_flight) < self._depth
+
     def _launch_next(self, run: _Run, in_flight: deque[_InFlight]) -> None:
         pending = run.queue.popleft()
-        if len(pending.lines) > 1 and pending.area > self._budget:
+        if len(pending.lines) > 1 and pending.area > self._ceiling.tokens:
             # The budget fell after this one was packed.
-            run.queue.extendleft(reversed(self._packed(pending.lines, pending.budget_before)))
+            run.queue.extendleft(reversed(self._packed(run, pending.lines, pending.before)))
             return
         started_s = self._clock()
         try:
             launched = self._engine.launch([line.row for line in pending.lines])
-        except self._passthrough:
-            raise
-        except Exception as exc:  # noqa: BLE001 - whatever a model raises is one row's failure
+        except BaseException as exc:
+            if self._passes(exc):
+                raise
             self._rescue(run, pending, exc)
         else:
             in_flight.append(_InFlight(pending, launched, started_s))
@@ -233,9 +243,9 @@ class Classifier:
         try:
             logits = flight.launched.logits()
             _check_count(len(logits), len(lines), "rows")
-        except self._passthrough:
-            raise
-        except Exception as exc:  # noqa: BLE001 - whatever a model raises is one row's failure
+        except BaseException as exc:
+            if self._passes(exc):
+                raise
             self._rescue(run, flight.pending, exc)
             return self._clock()
         now_s = self._clock()
@@ -245,37 +255,39 @@ class Classifier:
         run.micro_batches.append(batch)
         for line, values in zip(lines, logits, strict=True):
             line.logits, line.batch = values, batch
-        self._grow()
+        self._ceiling = self._ceiling.ran(flight.pending.area, now_s)
+        if len(lines) > 1 and (doubtful := [line for line in lines if not _finite(line.logits)]):
+            # One row's NaN can reach its mates, by a scale they share in a quantized model, say;
+            # nobody is blamed for it before he made it alone.
+            self._run_halves(run, doubtful)
         return now_s
 
-    def _rescue(self, run: _Run, pending: _Pending, exc: Exception) -> None:
+    def _rescue(self, run: _Run, pending: _Pending, exc: BaseException) -> None:
         """Put a failed micro-batch back in smaller pieces, or blame the row that stands alone."""
         out_of_memory = is_out_of_memory(exc)
-        if out_of_memory:
-            self._clean = 0
-            self._engine.release_memory()
         lines = pending.lines
+        if out_of_memory:
+            forget_frames(exc)
+            self._engine.release_memory()
         if len(lines) == 1:
-            run.failed[lines[0].work] = _failure("forward", exc)
-            if out_of_memory and pending.budget_before is not None:
+            if out_of_memory and not pending.alone:
+                # Before it is told so: once more, with the reserve given back and nothing beside.
+                run.queue.appendleft(replace(pending, alone=True))
+                return
+            run.failed[lines[0].work] = failure("forward", exc)
+            if out_of_memory and pending.before is not None:
                 # It fails alone as well: the size of the micro-batches wasn't the cause.
-                self._budget = pending.budget_before
+                self._ceiling = pending.before
         elif out_of_memory:
-            before = pending.budget_before or self._budget
-            self._budget = max(1, min(self._budget, pending.area // 2))
-            run.queue.extendleft(reversed(self._packed(lines, before)))
+            before = pending.before or self._ceiling
+            self._ceiling = self._ceiling.failed(pending.area, self._clock())
+            run.queue.extendleft(reversed(self._packed(run, lines, before)))
         else:
-            middle = len(lines) // 2
-            halves = (_Pending(lines[:middle]), _Pending(lines[middle:]))
-            run.queue.extendleft(reversed(halves))
+            self._run_halves(run, lines)
 
-    def _grow(self) -> None:
-        if self._budget == self._engine.token_budget:
-            return
-        self._clean += 1
-        if self._clean >= _CLEAN_BEFORE_GROWTH:
-            self._clean = 0
-            self._budget = min(self._engine.token_budget, int(self._budget * _GROWTH) + 1)
+    @staticmethod
+    def _run_halves(run: _Run, lines: list[_Line]) -> None:
+        run.queue.extendleft(_Pending(half) for half in reversed(_halves(lines)) if half)
 
     def _outcome(self, run: _Run, index: int) -> Outcome:
         if index in run.failed:
@@ -291,12 +303,12 @@ class Classifier:
             if encoded is None or len(logits) != len(encoded.rows):
                 return InferenceError.at("decode", "the model never answered for this text")
             return self._decoder.decode(logits, encoded, work.options, work.queued_ms, batches)
-        except self._passthrough:
-            raise
         except JobError as exc:
             return exc.with_traceback(None)
-        except Exception as exc:  # noqa: BLE001 - one text's answer can't be read; the others' can
-            return _failure("decode", exc)
+        except BaseException as exc:
+            if self._passes(exc):
+                raise
+            return failure("decode", exc)
 
 
 def _check_count(came: int, sent: int, what: str) -> None:
@@ -304,13 +316,14 @@ def _check_count(came: int, sent: int, what: str) -> None:
         raise RuntimeError(f"{came} answers came back for {sent} {what}")
 
 
-def _failure(stage: str, exc: Exception) -> JobError:
-    """The error of the one text that failed alone; it keeps no traceback, so no tensor either."""
-    if is_out_of_memory(exc):
-        return OutOfMemory(
-            "This text alone doesn't fit the worker's memory: shorten it, or run it on a worker "
-            "with a larger device."
-        )
-    lines = str(exc).strip().splitlines()
-    cause = f"{type(exc).__name__}: {lines[0][:_CAUSE_CHARS]}" if lines else type(exc).__name__
-    return InferenceError.at(stage, cause)
+def _halves(lines: list[_Line]) -> tuple[list[_Line], list[_Line]]:
+    middle = len(lines) // 2
+    return lines[:middle], lines[middle:]
+
+
+def _finite(logits: list[float] | None) -> bool:
+    try:
+        # The sum of float32 values can't overflow, and shows a NaN or an infinity among them.
+        return logits is None or math.isfinite(sum(logits))
+    except (TypeError, OverflowError):
+        return True  # no numbers at all: the decoder has the words for that

@@ -23,7 +23,7 @@ from celery import signals, states
 from celery.utils.log import get_logger
 from redis.exceptions import RedisError
 
-from golem_tasks.errors import InferenceError, PoisonJob
+from golem_tasks.errors import InferenceError, JobError, PoisonJob
 from worker.batcher import Waiting
 from worker.burial import Burial
 from worker.requests import BatchedRequest
@@ -223,7 +223,7 @@ class Settlement:
     def _settle_culprit(self, job: Waiting[BatchedRequest], cause: BaseException) -> None:
         if isinstance(cause, WorkerLostError | Terminated | SystemExit):
             self._crashed_alone(job, cause)
-        elif isinstance(cause, TimeLimitExceeded | SoftTimeLimitExceeded):
+        elif isinstance(cause, TimeLimitExceeded | SoftTimeLimitExceeded | JobError):
             self.fail(job.request, cause)
         else:
             # Also MemoryError, which in Celery's own handler would end the worker.

@@ -21,6 +21,7 @@ from worker import calibration
 from worker.decoding import activation_for
 from worker.device import choose_device, choose_dtype, set_threads
 from worker.encoding import Encoder
+from worker.failures import is_out_of_memory
 from worker.interfaces import Activation, DeviceLost, Encoded, ModelInfo, Row
 from worker.loading import LoadedModel, Source, find_source, labels_of, load_model, max_tokens_of
 from worker.settings import WorkerSettings
@@ -59,7 +60,7 @@ def _device_errors() -> Iterator[None]:
         yield
     except RuntimeError as exc:
         text = str(exc)
-        if "out of memory" not in text and any(sign in text for sign in _LOST_SIGNS):
+        if any(sign in text for sign in _LOST_SIGNS) and not is_out_of_memory(exc):
             raise DeviceLost(text.splitlines()[0]) from None
         raise
 
@@ -152,21 +153,21 @@ class TorchEngine:
 
     def release_memory(self) -> None:
         """See `worker.interfaces.Engine`."""
-        gc.collect()  # a traceback may still hold a frame with tensors in it
+        gc.collect()  # a cycle may still hold a frame with tensors in it
         if self._device.type == "cuda":
             with _device_errors():
                 torch.cuda.empty_cache()
         elif self._device.type == "mps":
             torch.mps.empty_cache()
 
-    def warm_up(self) -> None:
+    def warm_up(self, token_budget: int) -> None:
         """See `worker.interfaces.Engine`; checks the shape and sanity of the answers as well."""
         [encoded] = self.encode([TextItem("warm up")], ["truncate"])
         if not isinstance(encoded, Encoded) or not encoded.rows[0].ids:
             raise self._unfit("its tokenizer makes nothing of a plain sentence", "Choose another.")
         single = encoded.rows[0]
-        longest = min(self.info.max_tokens, max(self.token_budget, single.length))
-        count = min(self.max_rows, max(1, self.token_budget // longest))
+        longest = min(self.info.max_tokens, max(token_budget, single.length))
+        count = min(self.max_rows, max(1, token_budget // longest))
         repeats = math.ceil(longest / single.length)
         long = Row(
             (single.ids * repeats)[:longest],
@@ -174,18 +175,20 @@ class TorchEngine:
         )
         if self._compiled:
             # Compiled apart from one row; fewer rows than tokens, lest the two be taken for one.
-            self._try([single] * 2)
-        self._try([long] * count)
-        self._try([single])
+            self._try([single] * 2, smallest=True)
+        self._try([long] * count, smallest=count * longest == single.length)
+        self._try([single], smallest=True)
 
-    def _try(self, rows: list[Row]) -> None:
+    def _try(self, rows: list[Row], *, smallest: bool) -> None:
         try:
             logits = self.launch(rows).logits()
         except Exception as exc:
+            if is_out_of_memory(exc) and not smallest:
+                raise
             shape = f"{len(rows)} rows of {rows[0].length} tokens"
             cause = f"warming up with {shape} failed with {type(exc).__name__}: {exc}"
             first_line = cause.splitlines()[0]
-            remedy = "Lower GOLEM_TOKEN_BUDGET if it is memory, or try GOLEM_DTYPE=float32."
+            remedy = "Try GOLEM_DTYPE=float32, or a larger device if it is memory."
             if self._compiled:
                 remedy = (
                     "Install a C++ compiler (g++) if there is none, or set GOLEM_COMPILE=false."

@@ -118,9 +118,10 @@ class Engine(Protocol):
     def release_memory(self) -> None:
         """Give what the allocator holds in reserve back to the device, after out of memory."""
 
-    def warm_up(self) -> None:
-        """Run a full-size and a single-row micro-batch.
+    def warm_up(self, token_budget: int) -> None:
+        """Run a micro-batch of this padded area, and one of a single short row.
 
         Raises:
             ModelLoadError: the model can't do its work.
+            Exception: what says out of memory (`worker.failures`), where a smaller one may fit.
         """

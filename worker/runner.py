@@ -26,6 +26,7 @@ from celery.utils.saferepr import saferepr
 from golem_tasks.contract import SENT_AT_HEADER, Limits, ParsedJob, parse_job
 from golem_tasks.errors import ConfigurationError, InferenceError, InvalidJob, JobError
 from worker.classifier import Classifier, Work
+from worker.failures import failure
 from worker.interfaces import DeviceLost
 from worker.results import BatchedResults
 from worker.tally import Figures
@@ -120,18 +121,31 @@ class Runner:
         return outcome.value
 
     def run(self, jobs: Sequence[Job]) -> Answered:
-        """Answer and settle every job, in order; only a signal meant for this process escapes."""
+        """Answer and settle every job, in order.
+
+        Raises:
+            JobError: what befell all of them, such as a result Redis won't take, with its stage.
+            BaseException: a signal meant for this process, or `DeviceLost`.
+        """
         start_s = time.monotonic()
         ids = [job.id for job in jobs]
+        stage = "read"
         try:
             # Left last: the soft limit is held back until the results are written.
             with ExitStack() as undisturbed, self._backend.dispatch(ids) as stored:
+                stage = "forward"
                 self._outcomes, figures = self._answer(jobs, stored)
+                stage = "decode"
                 undisturbed.enter_context(_undisturbed())
                 for task_id in self._backend.revoked_of(ids):
                     # Its callbacks and its chain mustn't go on from an answer nobody will see.
                     self._outcomes[task_id] = _Raised(Ignore("revoked"))
                 return Answered([self._settle(job, start_s) for job in jobs], figures)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as exc:
+            # The parent runs each job again alone; the one this befalls alone fails by it.
+            raise failure(stage, exc) from exc
         finally:
             self._outcomes = {}
 
@@ -145,11 +159,15 @@ class Runner:
                 outcomes[job.id] = early
                 self._count_in_chord(job, early)
                 continue
-            args, kwargs, _ = job.body
             try:
+                args, kwargs, _ = job.body
                 open_jobs.append((job, parse_job(job.task, args, kwargs, self._limits)))
             except JobError as exc:
                 outcomes[job.id] = _Raised(exc)
+            except SoftTimeLimitExceeded:
+                raise
+            except Exception as exc:  # noqa: BLE001 - one payload's trouble is no mate's
+                outcomes[job.id] = _Raised(failure("read", exc))
         works = [work for job, parsed in open_jobs for work in _works(job, parsed)]
         classified = self._classifier.classify(works)
         answers = iter(classified.outcomes)

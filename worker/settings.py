@@ -64,6 +64,11 @@ class WorkerSettings(ClientSettings):
         ge=1,
         description="Padded area of a micro-batch, longest x rows, in tokens; unset: by device.",
     )
+    state_dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for the token budgets learned here; unset: golem in the user's cache.",
+    )
     linger_ms: float = Field(
         0.0, ge=0, le=60_000, description="Milliseconds a job may wait for company while idle."
     )

@@ -46,6 +46,13 @@ def engine(folder: Path | str, **given: Any) -> TorchEngine:
     return load(load_settings(WorkerSettings, model=str(folder), **given), 0)
 
 
+def warmed(folder: Path | str, **given: Any) -> TorchEngine:
+    """The engine of a folder, warmed up."""
+    loaded = engine(folder, **given)
+    loaded.warm_up(loaded.token_budget)
+    return loaded
+
+
 def reference(folder: Path | str) -> Pipeline:
     """The pipeline of the same folder in float32."""
     torch.set_num_threads(1)
@@ -288,7 +295,7 @@ class TestLoading:
     def refused(self, folder: Path | str, **given: Any) -> str:
         """The message the load, or else the warm-up, ends with."""
         with pytest.raises((ModelLoadError, ConfigurationError)) as caught:
-            engine(folder, **given).warm_up()
+            warmed(folder, **given)
         message = str(caught.value)
         assert "\n" not in message
         return message
@@ -309,7 +316,7 @@ class TestLoading:
         edit(folder / "tokenizer_config.json", model_max_length=None)
         loaded = engine(folder)
         assert loaded.info.max_tokens == MAX_TOKENS
-        loaded.warm_up()
+        loaded.warm_up(loaded.token_budget)
 
     def test_a_local_model_touches_no_network(
         self, small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
@@ -321,15 +328,13 @@ class TestLoading:
 
         monkeypatch.setattr(socket.socket, "connect", refuse)
         monkeypatch.setattr(socket, "getaddrinfo", refuse)
-        engine(small()).warm_up()
+        warmed(small())
 
     def test_loading_is_silent(
         self, small: Callable[..., Path], capfd: pytest.CaptureFixture[str]
     ) -> None:
         """No progress bar and no warning of a library's; the worker's log is the worker's."""
-        loaded = engine(small())
-        loaded.warm_up()
-        classify(loaded, items("word " * 5000))
+        classify(warmed(small()), items("word " * 5000))
         assert capfd.readouterr() == ("", "")
 
     def test_a_missing_folder(self, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_compiled_model_answers_as_before_in_every_shape(tmp_path: Path) -> No
     texts = ["good", "the film is not bad", *["bad " * count for count in range(1, 40)]]
     exact = classify(engine(folder), texts)
     compiled = engine(folder, compile=True)
-    compiled.warm_up()
+    compiled.warm_up(compiled.token_budget)
     with torch.compiler.set_stance("fail_on_recompile"):
         found = classify(compiled, texts)
         single = [classify(compiled, [text])[0] for text in texts[:3]]
@@ -97,7 +97,7 @@ def test_compiling_without_a_compiler_names_the_remedy(tmp_path: Path) -> None:
     folder = str(build(tmp_path / "model", seed=6))
     code = (
         "from worker.engine import load; from worker.settings import WorkerSettings\n"
-        f"load(WorkerSettings(model={folder!r}, device='cpu', compile=True), 0).warm_up()"
+        f"load(WorkerSettings(model={folder!r}, device='cpu', compile=True), 0).warm_up(1024)"
     )
     env = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run(

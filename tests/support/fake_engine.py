@@ -5,10 +5,15 @@ can compare every answer it gets, whatever happened on the way. A text may also 
 out when its row is launched (`ORDERS`)::
 
     raise:why       the model raises RuntimeError("why")
+    raises:Name     the model raises what `EXCEPTIONS` has by this name
+    crowd:4         the model raises in company of so many rows, itself included
     oom             the model runs out of memory, as torch does
     memory          the model runs out of memory, as Python does
     lost            the device is lost (`DeviceLost`)
     nan             the row's logits are NaN
+    spread          the logits of the row and of all its mates are NaN
+    labels:5        so many logits come back for the row
+    words           the row's logits aren't numbers
     rows:-1         one row fewer comes back than was sent (rows:+1: one more)
     slow:0.5        the forward pass takes half a second more
     until:/path     the forward pass goes on until the file exists
@@ -18,6 +23,7 @@ out when its row is launched (`ORDERS`)::
     kill            the process kills itself, as the kernel's OOM killer does
     kill-if:/path   the same for as long as the file exists
     encode:why      the tokenizer raises ValueError("why")
+    pack            the row's length raises ValueError("no length")
 
 In a worker process `load` builds it (``GOLEM_ENGINE=tests.support.fake_engine:load``), and these
 variables choose its behaviour: ``FAKE_FORWARD_S`` seconds per forward pass, ``FAKE_LOAD_S`` seconds
@@ -27,12 +33,16 @@ has memory for, ``FAKE_TOKEN_BUDGET`` its budget, ``FAKE_LOG`` a file that gets 
 pass: the process id, then the texts, tab-separated.
 """
 
+import math
 import os
 import signal
 import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from celery.exceptions import Ignore, Reject, Retry
 
 from golem_tasks.contract import OnLong, TextItem
 from golem_tasks.errors import JobError, ModelLoadError, TextTooLong
@@ -114,6 +124,9 @@ class FakeEngine:
         """See `worker.interfaces.Engine`."""
         texts = [self._text(row) for row in rows]
         self.launched.append(texts)
+        crowds = (int(text.partition(":")[2]) for text in texts if text.startswith("crowd:"))
+        if len(texts) >= min(crowds, default=len(texts) + 1):
+            raise RuntimeError("too many")
         area = len(rows) * max(row.length for row in rows)
         if self.max_area is not None and area > self.max_area:
             raise RuntimeError(f"fake device out of memory: {area} tokens don't fit")
@@ -125,15 +138,14 @@ class FakeEngine:
         """See `worker.interfaces.Engine`."""
         self.released += 1
 
-    def warm_up(self) -> None:
+    def warm_up(self, token_budget: int) -> None:
         """See `worker.interfaces.Engine`."""
 
     def _forward(self, texts: list[str]) -> list[list[float]]:
         self._on_forward(texts)
-        logits = [
-            [float("nan")] * len(LABELS) if text == "nan" else expected_logits(text)
-            for text in texts
-        ]
+        logits = [_logits(text) for text in texts]
+        if "spread" in texts:
+            logits = [[math.nan] * len(LABELS) for _ in texts]
         surplus = sum(int(text.removeprefix("rows:")) for text in texts if text.startswith("rows:"))
         return logits[:surplus] if surplus < 0 else logits + logits[:1] * surplus
 
@@ -142,6 +154,9 @@ class FakeEngine:
         # Split at single spaces only, so that joining the words gives back the very text.
         ids = [self._id(word) for word in text.split(" ")]
         tokens, room = len(ids) + SPECIAL_TOKENS, _MAX_TOKENS - SPECIAL_TOKENS
+        if text == "pack":
+            row = _Unmeasurable([-1, *ids, -1])
+            return Encoded((row,), tokens, truncated=False)
         if tokens <= _MAX_TOKENS:
             return Encoded((_row(ids),), tokens, truncated=False)
         if on_long == "error":
@@ -163,6 +178,25 @@ class FakeEngine:
         return " ".join(self._vocabulary[i] for i in row.ids[1:-1])
 
 
+class _Unmeasurable(Row):
+    """A row whose length can't be told."""
+
+    @property
+    def length(self) -> int:
+        """Raises instead."""
+        raise ValueError("no length")
+
+
+def _logits(text: str) -> list[Any]:
+    if text == "nan":
+        return [math.nan] * len(LABELS)
+    if text == "words":
+        return ["one"] * len(LABELS)
+    if text.startswith("labels:"):
+        return [1.0] * int(text.removeprefix("labels:"))
+    return expected_logits(text)
+
+
 def _row(ids: list[int]) -> Row:
     return Row([-1, *ids, -1])
 
@@ -177,6 +211,32 @@ def _out_of_memory(_: str) -> None:
 
 def _memory_error(_: str) -> None:
     raise MemoryError
+
+
+class Mute(Exception):
+    """Can't be told, nor sent to another process."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words for it")
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("not to be pickled")
+
+
+EXCEPTIONS: dict[str, BaseException] = {
+    "Ignore": Ignore("not wanted"),
+    "KeyboardInterrupt": KeyboardInterrupt(),
+    "MemoryError": MemoryError("no room"),
+    "Mute": Mute(),
+    "RecursionError": RecursionError("too deep"),
+    "Reject": Reject("not wanted", requeue=False),
+    "Retry": Retry("later"),
+    "SystemExit": SystemExit(3),
+}
+
+
+def _raise_named(name: str) -> None:
+    raise EXCEPTIONS[name]
 
 
 def _lost(_: str) -> None:
@@ -204,6 +264,7 @@ def _kill_if_file(path: str) -> None:
 
 ORDERS: dict[str, Callable[[str], None]] = {
     "raise": _raise,
+    "raises": _raise_named,
     "oom": _out_of_memory,
     "memory": _memory_error,
     "lost": _lost,

@@ -38,7 +38,8 @@ class WorkerProcess:
     ) -> None:
         self.log = folder / f"{name}.log"
         self.name = name
-        self._env = {**os.environ, **env}
+        # Never the user's own: what one test's worker learns of its memory isn't the next one's.
+        self._env = {**os.environ, "GOLEM_STATE_DIR": str(folder / "state"), **env}
         self._command = [
             sys.executable, "-m", "celery", "-A", app, "worker", "--loglevel", "INFO",
             *([] if sociable else ["--without-gossip", "--without-mingle"]),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from golem_tasks.contract import OnLong, Options, Prediction, TextItem
 from golem_tasks.errors import InferenceError, JobError, OutOfMemory, TextTooLong
 from tests.support.fake_engine import FakeEngine, expected_label, expected_logits
+from worker.ceiling import CALM_S
 from worker.classifier import Classified, Classifier, Work
 from worker.interfaces import DeviceLost, Encoded, Row
 
@@ -85,6 +86,13 @@ def test_micro_batches_keep_both_bounds_and_account_for_every_token() -> None:
         ("raise:no such index", InferenceError, "'forward'.*RuntimeError: no such index"),
         ("encode:bad byte", InferenceError, "'encode'.*ValueError: bad byte"),
         ("nan", InferenceError, "'forward'.*NaN"),
+        ("pack", InferenceError, "'pack'.*ValueError: no length"),
+        ("words", InferenceError, "'decode'.*TypeError"),
+        ("labels:5", InferenceError, "'forward'.*5 logits came back for 3 labels"),
+        ("raises:KeyboardInterrupt", InferenceError, "'forward'.*KeyboardInterrupt"),
+        ("raises:SystemExit", InferenceError, "'forward'.*SystemExit"),
+        ("raises:RecursionError", InferenceError, "'forward'.*RecursionError"),
+        ("raises:Mute", InferenceError, "'forward': Mute"),
         ("rows:-1", InferenceError, "'forward'.*0 answers came back for 1 rows"),
         ("rows:+2", InferenceError, "'forward'.*3 answers came back for 1 rows"),
         ("oom", OutOfMemory, "This text alone doesn't fit"),
@@ -96,11 +104,25 @@ def test_a_culprit_fails_alone(order: str, kind: type[JobError], words: str, dev
     """Whatever one text does, on a device that overlaps passes or not, its mates don't notice."""
     texts = sentences(64)
     texts[41] = order
-    result = Classifier(FakeEngine(token_budget=300, device=device)).classify(works(*texts))
+    engine = FakeEngine(token_budget=300, device=device)
+    result = Classifier(engine, passes=lambda _: False).classify(works(*texts))
     [error] = check_around(result, texts, [41])
     assert type(error) is kind
     with pytest.raises(kind, match=words):
         raise error
+
+
+@pytest.mark.parametrize("order", ["crowd:4", "spread"])
+def test_what_only_befalls_a_crowd_fails_nobody(order: str) -> None:
+    """An engine that raises for 4 rows or more, or answers a whole micro-batch with one's NaN."""
+    texts = sentences(64)
+    texts[41] = order
+    result = Classifier(FakeEngine(token_budget=300)).classify(works(*texts))
+    if order == "spread":
+        [error] = check_around(result, texts, [41])
+        assert "NaN" in str(error)
+    else:
+        check(result, texts)
 
 
 def test_several_culprits_fail_each_with_its_own_error() -> None:
@@ -204,14 +226,22 @@ def test_what_was_learned_spares_the_next_dispatch_the_trouble() -> None:
 
 
 def test_a_lowered_budget_grows_back_when_the_memory_is_there_again() -> None:
-    """Another process's moment of greed doesn't slow this one down for ever."""
+    """Another process's moment of greed slows nobody for ever, and every change is told."""
+    now_s = 0.0
+    told: list[int] = []
     engine = FakeEngine(token_budget=1000, max_area=150)
-    classifier = Classifier(engine)
+    classifier = Classifier(
+        engine, clock=lambda: now_s, on_ceiling=lambda ceiling: told.append(ceiling.tokens)
+    )
     classifier.classify(works(*sentences(64)))
     engine.max_area = None
-    for seed in range(200):
-        classifier.classify(works(*sentences(64, seed)))
+    for minute in range(20):
+        now_s = minute * CALM_S
+        classifier.classify(works(*sentences(64, seed=minute)))
     assert classifier.token_budget == 1000
+    assert told[0] <= 150
+    assert told == sorted(set(told))
+    assert told[-1] == 1000
 
 
 def test_a_text_that_is_out_of_memory_by_itself_doesnt_lower_the_budget() -> None:
@@ -219,6 +249,28 @@ def test_a_text_that_is_out_of_memory_by_itself_doesnt_lower_the_budget() -> Non
     classifier = Classifier(FakeEngine(token_budget=1000))
     classifier.classify(works(*sentences(63), "oom"))
     assert classifier.token_budget == 1000
+
+
+def test_a_text_isnt_told_it_doesnt_fit_before_it_had_the_device_to_itself() -> None:
+    """A micro-batch still in flight takes room as well: the text waits for it and runs again."""
+
+    class Crowded(FakeEngine):
+        def launch(self, rows: Sequence[Row]) -> Any:
+            waiting = len(self.launched) - collected
+            launched = super().launch(rows)
+            if waiting and rows[0].length > 300:
+                self.launched.pop()
+                raise RuntimeError("out of memory beside another")
+            return launched
+
+    def forward(_: list[str]) -> None:
+        nonlocal collected
+        collected += 1
+
+    collected = 0
+    texts = ["word " * 450 + "first", "word " * 400 + "second", *sentences(20)]
+    classifier = Classifier(Crowded(token_budget=500, device="cuda", on_forward=forward))
+    check(classifier.classify(works(*texts)), texts)
 
 
 def test_a_row_longer_than_the_memory_fails_and_the_others_dont() -> None:
@@ -244,7 +296,9 @@ def test_the_callers_own_exceptions_pass_through(where: str) -> None:
     def forward(_: list[str]) -> None:
         raise TimeLimit
 
-    classifier = Classifier(Limited(on_forward=forward), passthrough=(TimeLimit,))
+    classifier = Classifier(
+        Limited(on_forward=forward), passes=lambda exc: isinstance(exc, TimeLimit)
+    )
     with pytest.raises(TimeLimit):
         classifier.classify(works("a", "b"))
 

@@ -1,0 +1,127 @@
+"""What a device had room for, remembered over restarts: one small file for each model on it.
+
+::
+
+    GOLEM_STATE_DIR/ceilings/<hash>.json    {"model", "revision", "device", "dtype",
+                                             "token_budget", "learned_at"}
+
+A file on the machine, not a key in Redis: the room a model finds is a property of the very device,
+and of whoever shares it, so that one machine's figure would be wrong for the next; and it has to be
+known before the warm-up, also when Redis is away. What is lost with it is little: the first
+micro-batch that doesn't fit teaches it again. So nothing here ever raises: a file that can't be
+read counts as none, and a disk that can't be written is told once. Processes that share a device
+write the same file, each time whole; the last one counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from celery.utils.log import get_logger
+
+from worker.interfaces import ModelInfo
+
+__all__ = ["CeilingFile"]
+
+logger = get_logger(__name__)
+
+KEPT_S = 30 * 86_400
+"""A figure older than this, in seconds, is no longer believed."""
+
+MAX_FILES = 64
+"""Files in the folder; the oldest go first."""
+
+_MAX_BYTES = 4096
+
+
+class CeilingFile:
+    """The remembered token budget of one model on one device.
+
+    Args:
+        state_dir: the folder, `GOLEM_STATE_DIR`; None: ``golem`` in the user's cache.
+        info: model, revision, device and dtype, all of which make another file.
+    """
+
+    def __init__(self, state_dir: str | None, info: ModelInfo) -> None:
+        self._key = {
+            "model": info.name,
+            "revision": info.revision,
+            "device": info.device,
+            "dtype": info.dtype,
+        }
+        digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()
+        self._path = _folder(state_dir) / "ceilings" / f"{digest[:32]}.json"
+        self._told = False
+
+    def recall(self) -> int | None:
+        """The padded tokens remembered, at least 1; None if there are none to trust."""
+        try:
+            with self._path.open("rb") as file:
+                content = json.loads(file.read(_MAX_BYTES))
+            return _believed(content, self._key)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as exc:
+            logger.warning("The token budget in %s can't be used: %s", self._path, exc)
+            return None
+
+    def store(self, token_budget: int | None) -> None:
+        """Remember the budget; None forgets it, where memory doesn't bound it any more."""
+        try:
+            if token_budget is None:
+                self._path.unlink(missing_ok=True)
+            else:
+                self._write({**self._key, "token_budget": token_budget, "learned_at": time.time()})
+        except OSError as exc:
+            if not self._told:
+                self._told = True
+                logger.warning(
+                    "The token budget isn't remembered over a restart, since %s can't be written: "
+                    "%s. GOLEM_STATE_DIR names another folder.",
+                    self._path.parent,
+                    exc,
+                )
+
+    def _write(self, content: dict[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        part = self._path.with_suffix(f".{os.getpid()}.part")
+        try:
+            part.write_text(json.dumps(content), encoding="utf-8")
+            part.replace(self._path)  # a reader sees all of it or nothing
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+        with contextlib.suppress(OSError):  # another process is at it as well
+            _prune(self._path.parent)
+
+
+def _folder(state_dir: str | None) -> Path:
+    if state_dir is not None:
+        return Path(os.path.expanduser(state_dir))  # noqa: PTH111 - Path's raises without a home
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - ditto
+    return Path(cache, "golem")
+
+
+def _believed(content: Any, key: dict[str, Any]) -> int | None:
+    if not isinstance(content, dict) or any(content.get(name) != key[name] for name in key):
+        raise ValueError("it isn't this model's")
+    token_budget, learned_at = content.get("token_budget"), content.get("learned_at")
+    if not isinstance(token_budget, int) or token_budget < 1:
+        raise ValueError(f"{token_budget!r} isn't a number of tokens")
+    if not isinstance(learned_at, int | float):
+        raise ValueError(f"{learned_at!r} isn't a time")  # noqa: TRY004 - all the file's faults alike
+    return token_budget if 0 <= time.time() - learned_at < KEPT_S else None
+
+
+def _prune(folder: Path) -> None:
+    """Bound the folder: what counts is little, and a killed process may have left a part."""
+    files = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
+    for file in files[:-MAX_FILES]:
+        file.unlink(missing_ok=True)
