@@ -14,12 +14,22 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 import redis
 import redis.connection
 import redis.exceptions
+import redis.retry
 import redis.sentinel
+from redis.backoff import NoBackoff
 
 from golem_tasks.errors import BrokerUnavailable
 from golem_tasks.settings import ClientSettings, mask_url
 
-__all__ = ["FAILED", "Server", "backend_server", "broker_server", "celery_url", "is_passing"]
+__all__ = [
+    "FAILED",
+    "Server",
+    "backend_server",
+    "broker_server",
+    "celery_url",
+    "is_passing",
+    "sentinel_options",
+]
 
 FAILED = (redis.exceptions.RedisError, OSError)
 """What redis-py raises when the server is away, hangs up, doesn't answer, or refuses."""
@@ -51,6 +61,7 @@ class Server:
         connect_timeout_s: seconds for connection and login together.
         socket_timeout_s: seconds for one reply.
         sentinel_master: the master's name, for a ``sentinel://`` URL.
+        sentinel_password: of the Sentinels; the URL's login is the master's.
     """
 
     url: str = field(repr=False)
@@ -58,11 +69,12 @@ class Server:
     connect_timeout_s: float
     socket_timeout_s: float
     sentinel_master: str
+    sentinel_password: str | None = field(default=None, repr=False)
 
     def pool(self) -> Any:
         """Connections for commands; a thread waits for a free one rather than failing."""
         if self._sentinels:
-            return self._sentinel_pool(redis.sentinel, max_connections=_SUBSCRIBERS)
+            return self._sentinel_pool(redis.sentinel, redis.retry, max_connections=_SUBSCRIBERS)
         return redis.BlockingConnectionPool(
             max_connections=_POOL_CONNECTIONS,
             timeout=self.socket_timeout_s,
@@ -73,7 +85,7 @@ class Server:
     def subscriber_pool(self) -> Any:
         """Connections that SUBSCRIBE; each waiting thread has its own."""
         if self._sentinels:
-            return self._sentinel_pool(redis.sentinel, max_connections=_SUBSCRIBERS)
+            return self._sentinel_pool(redis.sentinel, redis.retry, max_connections=_SUBSCRIBERS)
         return redis.ConnectionPool(
             max_connections=_SUBSCRIBERS,
             **self._arguments(redis.connection),
@@ -83,10 +95,11 @@ class Server:
     def async_pool(self) -> Any:
         """Connections of one event loop for commands; a task waits for a free one."""
         import redis.asyncio as aredis  # noqa: PLC0415 - synchronous producers never need it
+        import redis.asyncio.retry as aretry  # noqa: PLC0415 - as above
         import redis.asyncio.sentinel as asentinel  # noqa: PLC0415 - as above
 
         if self._sentinels:
-            return self._sentinel_pool(asentinel, max_connections=_SUBSCRIBERS)
+            return self._sentinel_pool(asentinel, aretry, max_connections=_SUBSCRIBERS)
         return aredis.BlockingConnectionPool(
             max_connections=_POOL_CONNECTIONS,
             timeout=None,
@@ -97,10 +110,11 @@ class Server:
     def async_subscriber_pool(self) -> Any:
         """The one connection of an event loop that SUBSCRIBEs. Its reads never time out."""
         import redis.asyncio as aredis  # noqa: PLC0415 - synchronous producers never need it
+        import redis.asyncio.retry as aretry  # noqa: PLC0415 - as above
         import redis.asyncio.sentinel as asentinel  # noqa: PLC0415 - as above
 
         if self._sentinels:
-            return self._sentinel_pool(asentinel, max_connections=2, socket_timeout=None)
+            return self._sentinel_pool(asentinel, aretry, max_connections=2, socket_timeout=None)
         arguments = {**self._arguments(aredis.connection), "socket_timeout": None}
         return aredis.ConnectionPool(max_connections=2, **arguments)
 
@@ -113,6 +127,11 @@ class Server:
             text = f"What answers at {where} isn't Redis: correct host and port in "
         elif isinstance(error, redis.exceptions.TimeoutError | TimeoutError):
             text = f"Redis at {where} didn't answer in time ({cause}): see to it, or correct "
+        elif isinstance(error, redis.sentinel.MasterNotFoundError):
+            text = (
+                f"No Sentinel at {where} names a server for {self.sentinel_master!r}: start them, "
+                "or correct GOLEM_SENTINEL_MASTER, GOLEM_SENTINEL_PASSWORD or "
+            )
         elif isinstance(error, redis.exceptions.OutOfMemoryError):
             return BrokerUnavailable(
                 f"Redis at {where} is full ({cause}): let workers empty it, or raise its maxmemory."
@@ -148,13 +167,19 @@ class Server:
             timeouts["socket_keepalive"] = True
         return timeouts
 
-    def _sentinel_pool(self, module: Any, **more: Any) -> Any:
+    def _sentinel_pool(self, module: Any, retry: Any, **more: Any) -> Any:
         last = urlsplit(self.url.split(";")[-1])
         credentials = {"username": last.username, "password": last.password}
         login = {name: unquote(value) for name, value in credentials.items() if value}
         arguments = {**self._timeouts(), "db": int(last.path.strip("/") or 0), **login, **more}
         manager = module.Sentinel(
-            self._sentinels, sentinel_kwargs={**self._timeouts(), **login}, **arguments
+            self._sentinels,
+            sentinel_kwargs={
+                **self._timeouts(),
+                "password": self.sentinel_password,
+                "retry": retry.Retry(NoBackoff(), 0),
+            },
+            **arguments,
         )
         return manager.master_for(self.sentinel_master).connection_pool
 
@@ -186,6 +211,18 @@ def backend_server(settings: ClientSettings) -> Server:
     return _server(
         settings, settings.backend, "GOLEM_RESULT_BACKEND" if own else "GOLEM_BROKER_URL"
     )
+
+
+def sentinel_options(settings: ClientSettings) -> dict[str, Any]:
+    """Transport options by which kombu and Celery find a master as we do."""
+    options: dict[str, Any] = {"master_name": settings.sentinel_master}
+    if settings.sentinel_password is not None:
+        options["sentinel_kwargs"] = {
+            "password": settings.sentinel_password.get_secret_value(),
+            "socket_timeout": settings.socket_timeout_s,
+            "socket_connect_timeout": settings.connect_timeout_s,
+        }
+    return options
 
 
 def celery_url(url: str) -> str:
@@ -225,4 +262,5 @@ def _server(settings: ClientSettings, url: str, setting: str) -> Server:
         settings.connect_timeout_s,
         settings.socket_timeout_s,
         settings.sentinel_master,
+        settings.sentinel_password.get_secret_value() if settings.sentinel_password else None,
     )

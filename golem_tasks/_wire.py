@@ -39,7 +39,7 @@ from pydantic import ValidationError
 from redis.exceptions import NoPermissionError
 
 from golem_tasks import errors
-from golem_tasks._redis import FAILED, backend_server, broker_server, celery_url
+from golem_tasks._redis import FAILED, backend_server, broker_server, celery_url, sentinel_options
 from golem_tasks.contract import SENT_AT_HEADER, Prediction, Predictions
 from golem_tasks.errors import InvalidJob, JobError, JobExpired, JobRevoked
 from golem_tasks.settings import ClientSettings
@@ -293,7 +293,7 @@ def _result_store(app: Any, settings: ClientSettings) -> Any:
 def _transport_options(settings: ClientSettings) -> dict[str, Any]:
     return {
         "global_keyprefix": settings.global_keyprefix,
-        "master_name": settings.sentinel_master,
+        **sentinel_options(settings),
     }
 
 

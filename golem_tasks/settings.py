@@ -85,6 +85,9 @@ class ClientSettings(BaseSettings):
     sentinel_master: str = Field(
         "mymaster", min_length=1, description="Name of the master a sentinel:// URL asks for."
     )
+    sentinel_password: SecretStr | None = Field(
+        None, description="Password of the Sentinels themselves; the URL has that of the servers."
+    )
     result_expires_s: int = Field(
         3600, ge=1, description="Seconds an answer stays in Redis after it was stored."
     )
@@ -163,6 +166,7 @@ def describe(settings: BaseSettings) -> dict[str, str]:
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, SecretStr):
-            value = mask_url(value.get_secret_value())
+            secret = value.get_secret_value()
+            value = mask_url(secret) if "://" in secret else "**"
         shown[ENV_PREFIX + name.upper()] = str(value)
     return shown

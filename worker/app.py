@@ -12,7 +12,7 @@ from billiard import current_process
 from celery import Celery, signals
 from kombu.entity import Queue
 
-from golem_tasks._redis import celery_url
+from golem_tasks._redis import celery_url, sentinel_options
 from golem_tasks.settings import describe
 from worker.intake import Intake
 from worker.leaving import Leaving
@@ -97,7 +97,7 @@ def _broker(settings: WorkerSettings) -> dict[str, Any]:
         # A compressed body larger than this is dropped unread; up to it, it is refused in words.
         "max_message_bytes": 2 * settings.max_message_bytes,
         "global_keyprefix": settings.global_keyprefix,
-        "master_name": settings.sentinel_master,
+        **sentinel_options(settings),
         # The interactive queue before bulk, instead of one message from each in turn.
         "queue_order_strategy": "priority",
     }
@@ -126,7 +126,7 @@ def _results(settings: WorkerSettings) -> dict[str, Any]:
         "result_backend_max_sleep_between_retries_ms": 2_000,
         "result_backend_transport_options": {
             "global_keyprefix": settings.global_keyprefix,
-            "master_name": settings.sentinel_master,
+            **sentinel_options(settings),
         },
         "task_ignore_result": False,
         "task_store_errors_even_if_ignored": True,  # an error nobody can see is the worst kind

@@ -13,7 +13,15 @@ import redis
 
 from golem_tasks.embedded import EmbeddedServer, server_binary
 
-__all__ = ["PASSWORDS", "AclServer", "Certificates", "TlsServer", "debian_redis"]
+__all__ = [
+    "PASSWORDS",
+    "AclServer",
+    "Certificates",
+    "ProtectedServer",
+    "Sentinel",
+    "TlsServer",
+    "debian_redis",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 START = ROOT / "deploy" / "redis" / "start.sh"
@@ -114,3 +122,63 @@ class TlsServer(AclServer):
             query |= dict(zip(names, map(str, self.client_certificate), strict=True))
         plain = super().url_of(user).replace("redis:", "rediss:", 1)
         return f"{plain}?{urlencode(query, safe='/')}"
+
+
+class ProtectedServer(EmbeddedServer):
+    """A primary, or the replica of another one, whose default user has a password."""
+
+    PASSWORD = "pass of the s@rvers"  # noqa: S105 - nobody's
+
+    def __init__(
+        self, primary: EmbeddedServer | None = None, arguments: Sequence[str] = ()
+    ) -> None:
+        role = ["--replicaof", "127.0.0.1", str(primary.port)] if primary else []
+        login = ["--requirepass", self.PASSWORD, "--masterauth", self.PASSWORD]
+        super().__init__(arguments=[*login, *role, *arguments])
+
+    def client(self) -> redis.Redis:
+        """A new client of database 0; the caller closes it."""
+        return redis.Redis(port=self.port, password=self.PASSWORD, socket_timeout=10)
+
+
+class Sentinel(EmbeddedServer):
+    """One Sentinel, which decides alone, watching a primary as ``mymaster``.
+
+    Args:
+        primary: what it watches at first.
+        password: its own; None: it has none, as most have.
+    """
+
+    def __init__(self, primary: ProtectedServer, password: str | None = None) -> None:
+        super().__init__()
+        self._password = password
+        configuration = self.folder / "sentinel.conf"  # Sentinel writes to it
+        lines = [
+            f"sentinel monitor mymaster 127.0.0.1 {primary.port} 1",
+            f'sentinel auth-pass mymaster "{primary.PASSWORD}"',
+            "sentinel down-after-milliseconds mymaster 500",
+            "sentinel failover-timeout mymaster 5000",
+            *([f"requirepass {password}"] if password else []),
+        ]
+        configuration.write_text("\n".join([*lines, ""]))
+        # The file must be the server's first argument.
+        script = self.folder / "sentinel.sh"
+        script.write_text(f'#!/bin/sh\nexec {server_binary()} {configuration} --sentinel "$@"\n')
+        script.chmod(0o700)
+        self._binary = str(script)
+        self._arguments = []
+
+    def client(self) -> redis.Redis:
+        """A new client of the Sentinel itself; the caller closes it."""
+        return redis.Redis(port=self.port, password=self._password, socket_timeout=10)
+
+    @property
+    def url(self) -> str:
+        """URL of the primary's database 0, whichever server that is."""
+        return f"sentinel://:{quote(ProtectedServer.PASSWORD)}@127.0.0.1:{self.port}/0"
+
+    def primary_port(self) -> int:
+        """Port of the primary it names now."""
+        with self.client() as client:
+            port: int = client.sentinel_get_master_addr_by_name("mymaster")[1]
+            return port

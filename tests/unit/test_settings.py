@@ -32,7 +32,7 @@ def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("url", URLS)
 def test_no_url_shows_its_password(url: str) -> None:
     """Neither masked, nor in the settings' repr, the log at start, or a server's repr."""
-    settings = load(ClientSettings, broker_url=url, result_backend=url)
+    settings = load(ClientSettings, broker_url=url, result_backend=url, sentinel_password=SECRET)
     shown = [mask_url(url), repr(settings), str(describe(settings)), repr(broker_server(settings))]
     assert not [text for text in shown if SECRET in text]
     assert settings.broker == url
