@@ -12,10 +12,12 @@ waiting for an ETA, whose timers Celery cancels) goes back to the queue at once.
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
 from celery import bootsteps
+from celery.exceptions import CPendingDeprecationWarning
 from celery.utils.log import get_logger
 from celery.worker.state import active_requests
 
@@ -64,7 +66,10 @@ class SteadyConsumer(RefusingConsumer):
                 self.held = taken
             else:  # lost again before it was adopted
                 self.held.absorb(taken)
-        super().on_connection_error_after_connected(exc)
+        with warnings.catch_warnings():
+            # Four lines on what becomes of running tasks, none of which is true here.
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)
 
     def on_close(self) -> None:
         """Let Celery clean up, then take back the batches that its pool flush dropped."""

@@ -20,6 +20,7 @@ def test_1_the_longer_an_outage_the_worker_connects_as_soon_as_it_is_over(tmp_pa
         wait_until(lambda: len(PAUSE.findall(worker.text)) >= TRIES, "some tries to connect")
         server.start()
         check(send_all(producer_for(server), texts), texts)
+        assert "DeprecationWarning" not in worker.text
         assert max(float(pause_s) for pause_s in PAUSE.findall(worker.text)) <= MOST_PAUSE_S
 
 
