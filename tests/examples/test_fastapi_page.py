@@ -58,9 +58,15 @@ class Page:
         """The text of an element."""
         return self._chrome.find_element(By.ID, element).text
 
-    def wait_for(self, rows: Rows) -> None:
-        """Return once the table is exactly this."""
-        wait_until(lambda: self.rows == rows, f"the rows {rows}, not {self.rows}")
+    def check(self, rows: Rows) -> None:
+        """Wait until nothing waits; then the table is exactly this."""
+        wait_until(
+            lambda: (
+                len(self.rows) == len(rows) and all(label != "waiting" for _, label in self.rows)
+            ),
+            "a label in every row",
+        )
+        assert self.rows == rows
 
     @property
     def complaints(self) -> list[str]:
@@ -89,7 +95,7 @@ def test_labels_arrive_for_every_line_and_texts_stay_texts(chrome: Chrome, web: 
     page = Page(chrome, web.url)
     title = chrome.title
     page.send(LOVE, WASTE, "", hostile)
-    page.wait_for([(LOVE, LABELS[LOVE]), (WASTE, LABELS[WASTE]), (hostile, LABELS[LOVE])])
+    page.check([(LOVE, LABELS[LOVE]), (WASTE, LABELS[WASTE]), (hostile, LABELS[LOVE])])
     assert page.says("progress") == "3 of 3 answered"
     assert page.says("problem") == ""
     assert chrome.title == title
@@ -127,7 +133,7 @@ def test_scenario_1_the_stream_is_lost_while_a_job_waits(
         web.start()
         wait_until(lambda: page.says("problem") == "", "the page to have its stream again")
         assert page.says("progress") == "0 of 2 answered"
-    page.wait_for([(LOVE, LABELS[LOVE]), (WASTE, LABELS[WASTE])])
+    page.check([(LOVE, LABELS[LOVE]), (WASTE, LABELS[WASTE])])
     assert page.complaints == []
 
 
