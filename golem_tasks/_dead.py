@@ -13,6 +13,7 @@ key                        type    content                                      
 ``unacked``                hash    Celery's own: messages a worker has and hasn't       none: queue
                                    acknowledged, by delivery tag
 ``golem:deliveries:{tag}`` string  the transport's: deliveries so far of a message      1 day
+``golem:dead:tried:{tag}`` string  ``worker.trials``: a message was run alone           1 day
 =========================  ======  ===================================================  ===========
 All of them have ``global_keyprefix`` before them and are in the broker's database.
 
@@ -92,6 +93,8 @@ class Keys:
     unacked: str
     deliveries: str
     """Prefix of the delivery counts; the tag follows."""
+    tried: str
+    """Prefix of the notes of trials; the tag follows."""
 
     @classmethod
     def of(cls, prefix: str) -> Keys:
@@ -103,6 +106,7 @@ class Keys:
             envelopes=prefix + "golem:dead:envelopes",
             unacked=prefix + "unacked",
             deliveries=prefix + "golem:deliveries:",
+            tried=prefix + "golem:dead:tried:",
         )
 
 

@@ -160,12 +160,12 @@ class DeadLetters:
         return [DeadLetter.load(facts) for facts in stored if facts]
 
     def _requeue(self, letter: DeadLetter) -> bytes:
-        keys, prefix = self._keys, self.settings.global_keyprefix
+        keys, tag = self._keys, letter.delivery_tag
         names = [
-            keys.index, keys.facts, keys.messages, keys.unacked,
-            keys.deliveries + letter.delivery_tag, prefix + letter.list_name,
+            keys.index, keys.facts, keys.messages, keys.unacked, keys.deliveries + tag,
+            keys.tried + tag, self.settings.global_keyprefix + letter.list_name,
         ]  # fmt: skip
-        arguments = [*names, letter.id, letter.delivery_tag]
+        arguments = [*names, letter.id, tag]
         done: bytes = self._once(self._broker.eval, script("requeue"), len(names), *arguments)
         return done
 

@@ -1,7 +1,7 @@
 -- Put a dead letter's message back into its queue as if it were new. The keys: see _dead.py.
 --
 -- KEYS[1] golem:dead  [2] golem:dead:facts  [3] golem:dead:messages  [4] unacked
--- KEYS[5] golem:deliveries:<tag>  [6] the list of the queue it came from
+-- KEYS[5] golem:deliveries:<tag>  [6] golem:dead:tried:<tag>  [7] the list it came from
 -- ARGV[1] job id  [2] delivery tag
 -- Returns "requeued"; "held" while the message is unacknowledged, and "gone" if there is no such
 -- letter: then nothing was changed.
@@ -14,8 +14,8 @@ end
 if redis.call('HEXISTS', KEYS[4], ARGV[2]) == 1 then
   return 'held'
 end
-redis.call('LPUSH', KEYS[6], message)
-redis.call('DEL', KEYS[5])
+redis.call('LPUSH', KEYS[7], message)
+redis.call('DEL', KEYS[5], KEYS[6])
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[3], ARGV[1])

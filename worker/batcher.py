@@ -7,7 +7,8 @@ makes the first job of a batch wait a little for others.
 Order within a batch: a job older than ``max_age_s`` first, whatever its lane (nothing starves);
 then the interactive lane before bulk, then Celery's priority (0 is the highest), then arrival.
 Jobs with different time limits don't share a batch, since the pool sets one timer for the whole of
-it. A suspect, a job that was in a batch whose process died, goes alone.
+it. A suspect, a job that was in a batch whose process died, goes alone; so does a job on trial, and
+no two of those at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 __all__ = ["BatchLimits", "Batcher", "Lane", "TimeLimits", "Waiting"]
 
@@ -60,9 +61,18 @@ class Waiting(Generic[RequestT]):
     """Hard and soft limit of the job, in seconds."""
     suspect: bool = False
     """Whether it must go alone."""
+    trial: bool = False
+    """Whether it goes alone and while no other of its kind runs."""
 
 
-_Key: TypeAlias = tuple[bool, Lane, int, TimeLimits]
+class _Key(NamedTuple):
+    """What the jobs of one queue have in common."""
+
+    alone: bool
+    trial: bool
+    lane: Lane
+    priority: int
+    time_limits: TimeLimits
 
 
 @dataclass(slots=True)
@@ -87,8 +97,8 @@ class Batcher(Generic[RequestT]):
     def lengths(self) -> dict[Lane, int]:
         """Jobs by lane."""
         lengths = dict.fromkeys(Lane, 0)
-        for (_, lane, _, _), queue in self._queues.items():
-            lengths[lane] += len(queue)
+        for key, queue in self._queues.items():
+            lengths[key.lane] += len(queue)
         return lengths
 
     def add(self, job: Waiting[RequestT]) -> None:
@@ -127,14 +137,19 @@ class Batcher(Generic[RequestT]):
         full = self.rows >= self.limits.max_rows or self.tokens >= self.limits.max_tokens
         return min(heads) if full else min(heads) + self.limits.linger_s
 
-    def next_batch(self, now_s: float) -> list[Waiting[RequestT]]:
-        """Take the next batch; empty if none is ripe. The caller knows that a process is idle."""
+    def next_batch(self, now_s: float, *, trying: bool = False) -> list[Waiting[RequestT]]:
+        """Take the next batch; empty if none is ripe. The caller knows that a process is idle.
+
+        Args:
+            now_s: the time, in monotonic seconds.
+            trying: whether a job on trial runs now.
+        """
         ripe_at_s = self.ripe_at_s()
         if ripe_at_s is None or ripe_at_s > now_s:
             return []
         batch: list[Waiting[RequestT]] = []
         rows = tokens = 0
-        while queue := self._choose(now_s, batch):
+        while queue := self._choose(now_s, batch, trying=trying):
             job = queue[0]
             over = (
                 rows + job.rows > self.limits.max_rows
@@ -145,17 +160,17 @@ class Batcher(Generic[RequestT]):
             self._take(queue)
             batch.append(job)
             rows, tokens = rows + job.rows, tokens + job.tokens
-            if job.suspect:
+            if job.suspect or job.trial:
                 break
         return batch
 
     def _choose(
-        self, now_s: float, batch: list[Waiting[RequestT]]
+        self, now_s: float, batch: list[Waiting[RequestT]], *, trying: bool
     ) -> deque[Waiting[RequestT]] | None:
         """The queue whose head goes next, among those that may join the batch."""
-        keys = list(self._queues)
+        keys = [k for k in self._queues if not (trying and k.trial)]
         if batch:
-            keys = [k for k in keys if not k[0] and k[3] == batch[0].time_limits]
+            keys = [k for k in keys if not k.alone and k.time_limits == batch[0].time_limits]
         if not keys:
             return None
         overdue = [k for k in keys if now_s - self._queues[k][0].since_s >= self.limits.max_age_s]
@@ -164,14 +179,13 @@ class Batcher(Generic[RequestT]):
         return self._queues[min(keys, key=_order)]
 
     def _queue(self, job: Waiting[RequestT]) -> deque[Waiting[RequestT]]:
-        key = (job.suspect, job.lane, job.priority, job.time_limits)
-        return self._queues.setdefault(key, deque())
+        return self._queues.setdefault(_key(job), deque())
 
     def _take(self, queue: deque[Waiting[RequestT]]) -> None:
         job = queue.popleft()
         self._count(job, -1)
         if not queue:
-            del self._queues[job.suspect, job.lane, job.priority, job.time_limits]
+            del self._queues[_key(job)]
 
     def _replace(self, key: _Key, queue: deque[Waiting[RequestT]]) -> None:
         if queue:
@@ -184,6 +198,11 @@ class Batcher(Generic[RequestT]):
         self.tokens += sign * job.tokens
 
 
-def _order(key: _Key) -> tuple[Lane, int, bool, tuple[float, float]]:
-    suspect, lane, priority, (hard_s, soft_s) = key
-    return lane, priority, suspect, (hard_s or 0.0, soft_s or 0.0)
+def _key(job: Waiting[RequestT]) -> _Key:
+    alone = job.suspect or job.trial
+    return _Key(alone, job.trial, job.lane, job.priority, job.time_limits)
+
+
+def _order(key: _Key) -> tuple[Lane, int, bool, bool, tuple[float, float]]:
+    hard_s, soft_s = key.time_limits
+    return key.lane, key.priority, key.alone, key.trial, (hard_s or 0.0, soft_s or 0.0)

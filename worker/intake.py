@@ -12,6 +12,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -28,6 +29,7 @@ from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
 from worker.tally import Tally
 from worker.transport import Room
+from worker.trials import Trials
 
 __all__ = ["Intake"]
 
@@ -51,6 +53,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         """Batches the pool has, until they are settled."""
         self.settlement = Settlement(self)
         self.tally = Tally(time.monotonic())
+        self.trials = Trials(self.settings)
         self.max_tokens = 512
         """Tokens of the longest text the model sees; the processes report the real figure."""
         self._others: Callable[[Any], Any] | None = None
@@ -91,11 +94,13 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             deliveries = getattr(request.message, "deliveries", 1)
             self.tally.received += 1
             self.tally.redelivered += deliveries > 1
-            if deliveries > self.settings.max_deliveries:
+            if self.trials.failed(request.message.delivery_tag, deliveries):
                 message = f"The job was delivered {deliveries} times without being settled."
                 self.settlement.fail(request, PoisonJob(message, "deliveries", deliveries))
                 return
             job = waiting(request, self.settings, self.max_tokens)
+            if self.trials.due(deliveries):
+                job = replace(job, trial=True)
             self._rows_per_job += _SMOOTHING * (job.rows - self._rows_per_job)
             self.batcher.add(job)
         except Exception as exc:
@@ -107,14 +112,15 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         """Dispatch while a process is idle and a batch is ripe."""
         while len(self.batcher) and self.open and self.idle > 0:
             now_s = time.monotonic()
-            batch = [job for job in self.batcher.next_batch(now_s) if self._alive(job)]
-            if batch:
-                self._dispatch(batch)
-            elif len(self.batcher):
+            taken = self.batcher.next_batch(now_s, trying=self._trying)
+            if not taken:
                 ripe_at_s = self.batcher.ripe_at_s()
                 if ripe_at_s is not None and ripe_at_s > now_s:
                     self._wake_later(ripe_at_s, now_s)
-                    return
+                return
+            batch = [job for job in taken if self._alive(job)]
+            if batch:
+                self._dispatch(batch)
 
     def take_back(self, jobs: list[Waiting[BatchedRequest]]) -> None:
         """Buffer jobs again that were dispatched but didn't run."""
@@ -188,17 +194,27 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         running = self.worker.blueprint.state == bootsteps.RUN
         return running and state.should_stop is None and state.should_terminate is None
 
+    @property
+    def _trying(self) -> bool:
+        """Whether a job on trial is in flight; it is alone in its batch."""
+        return any(dispatch.jobs[0].trial for dispatch in self.dispatches)
+
     def _alive(self, job: Waiting[BatchedRequest]) -> bool:
         """Whether the job still wants an answer; one revoked or expired is settled here."""
         request = job.request
         try:
-            return not (request.settled or request.revoked())
-        except RedisError as exc:
-            logger.warning("Job %s can't be settled as revoked now: %s", request.id, exc)
+            if request.settled or request.revoked():
+                return False
+            if job.trial:
+                self.trials.begin(request.message.delivery_tag)
+        except (RedisError, OSError) as exc:
+            logger.warning("Job %s can't be settled or tried now: %s", request.id, exc)
             self.worker.hub.call_later(RETRY_S, self.take_back, [job])
         except Exception as exc:
             logger.exception("Job %s can't be checked for revocation", request.id)
             self.settlement.fail(request, InvalidJob.because("headers", f"are unusable: {exc}"))
+        else:
+            return True
         return False
 
     def _held(self, request: BatchedRequest) -> BatchedRequest | None:

@@ -2,14 +2,14 @@
 
 import json
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from celery import Celery
-from celery.result import AsyncResult
 
-from golem_tasks import DeadLetterError, DeadLetters, Golem, PoisonJob
+from golem_tasks import DeadLetterError, DeadLetters, Golem, PoisonJob, Prediction
 from golem_tasks.embedded import EmbeddedServer
 from golem_tasks.settings import ClientSettings, load
 from tests.support.dead_letters import requeue
@@ -40,23 +40,24 @@ def app(alone: EmbeddedServer) -> Celery:
     return producer_for(alone)
 
 
-def test_1_a_poison_job_is_sent_again_when_its_cause_is_gone(
-    tmp_path: Path, alone: EmbeddedServer
-) -> None:
-    """Its producer gets PoisonJob, then, waiting for the same id, the answer.
+def end_leases(server: EmbeddedServer) -> None:
+    """Make every lease one that ended long ago; only a dead worker holds any."""
+    with server.client() as client:
+        if tags := client.hkeys("unacked"):
+            for key in ("unacked_index", "golem:leases"):
+                client.zadd(key, dict.fromkeys(tags, 1))
 
-    In between the very message lies in the list it was sent to, as if it were new.
-    """
+
+def test_1_a_poison_job_is_requeued_as_it_was_sent(tmp_path: Path, alone: EmbeddedServer) -> None:
+    """The letter tells all of it; requeued, the very message lies where it lay, as if new."""
     settings = load(ClientSettings, broker_url=alone.url, global_keyprefix=PREFIX)
-    env = {"GOLEM_GLOBAL_KEYPREFIX": PREFIX}
-    flaw, source = tmp_path / "flaw", f"{PREFIX}golem.bulk\x06\x163"
-    flaw.touch()
-    text = f"kill-if:{flaw}"
+    source = f"{PREFIX}golem.bulk\x06\x163"
     with Golem(settings=settings) as golem, DeadLetters(settings=settings) as dead:
-        job = golem.submit(text, bulk=True, priority=4)
+        job = golem.submit("kill", bulk=True, priority=4)
         with alone.client() as client:
             (sent,) = client.lrange(source, 0, -1)
-        with FakeWorker(tmp_path, alone, **env), pytest.raises(PoisonJob):
+        worker = FakeWorker(tmp_path, alone, GOLEM_GLOBAL_KEYPREFIX=PREFIX)
+        with worker, pytest.raises(PoisonJob):
             job.result(timeout=120)
         letter = dead.get(job.id)
         assert (letter.task, letter.queue, letter.worker) == (
@@ -67,7 +68,6 @@ def test_1_a_poison_job_is_sent_again_when_its_cause_is_gone(
         assert letter.received_s is not None
         assert letter.died_s is not None
         assert letter.sent_s < letter.received_s < letter.died_s
-        flaw.unlink()
         requeue(dead, job.id)
         with alone.client() as client:
             (again,) = client.lrange(source, 0, -1)
@@ -75,8 +75,6 @@ def test_1_a_poison_job_is_sent_again_when_its_cause_is_gone(
             # Neither a result nor a count, nor anything of the letter.
             assert [key for key in client.keys("*") if b"_kombu." not in key] == [source.encode()]
         assert golem.job(job.id).state == "PENDING"
-        with FakeWorker(tmp_path, alone, name="w2", **env):
-            assert golem.job(job.id).result(timeout=120).label == expected_label(text)
         assert dead.all() == []
 
 
@@ -87,30 +85,29 @@ def test_2_a_worker_killed_between_the_letter_and_the_failure(
 
     Until then it can't be requeued, so it can't be there twice.
     """
-    app = Celery(broker=alone.url, backend=store.url, set_as_current=False)
-    settings = {
-        "GOLEM_RESULT_BACKEND": store.url,
-        "GOLEM_MAX_DELIVERIES": "1",
-        "GOLEM_LEASE_S": "10",
-    }
-    result = send(app, "kill")
-    worker = FakeWorker(tmp_path, alone, **settings).start(wait=False)
-    with DeadLetters(alone.url, store.url) as dead, store.client() as client:
+    settings = {"GOLEM_RESULT_BACKEND": store.url, "GOLEM_LEASE_S": "5"}
+    worker = FakeWorker(tmp_path, alone, **settings)
+    with (
+        Golem(alone.url, store.url) as golem,
+        DeadLetters(alone.url, store.url) as dead,
+        store.client() as client,
+    ):
+        job = golem.submit("kill")
+        worker.start(wait=False)
         wait_until(lambda: "exited with" in worker.text, "the first crash")
         client.config_set("maxmemory", "1")
         wait_until(lambda: "can't be stored" in worker.text, "the failure to be refused")
         (letter,) = dead.all()
-        assert (letter.id, letter.reason) == (result.id, "crash")
+        assert (letter.id, letter.reason) == (job.id, "crash")
         worker.signal(signal.SIGKILL)
         worker.wait()
         client.config_set("maxmemory", "0")
         with pytest.raises(DeadLetterError, match="isn't acknowledged"):
-            dead.requeue(result.id)
-        with alone.client() as broker:  # as if its lease were over
-            broker.zadd("unacked_index", dict.fromkeys(broker.hkeys("unacked"), 1))
+            dead.requeue(job.id)
+        end_leases(alone)
         with FakeWorker(tmp_path, alone, name="w2", **settings), pytest.raises(PoisonJob):
-            result.get(timeout=60)
-        assert [(each.id, each.reason) for each in dead.all()] == [(result.id, "deliveries")]
+            job.result(timeout=60)
+        assert [(each.id, each.reason) for each in dead.all()] == [(job.id, "crash")]
 
 
 def test_3_more_poison_than_is_kept_under_the_stock_transport(
@@ -135,4 +132,44 @@ def test_3_more_poison_than_is_kept_under_the_stock_transport(
         assert bad[letter.queue].id == letter.id
         flaw.unlink()
         requeue(dead, letter.id)
-        check([AsyncResult(letter.id, app=producer_for(alone))], [f"kill-if:{flaw}"])
+        with Golem(alone.url) as golem:
+            answer = golem.job(letter.id).result(timeout=120)
+        assert isinstance(answer, Prediction)
+        assert answer.label == expected_label(f"kill-if:{flaw}")
+
+
+def test_4_a_job_that_takes_the_whole_worker_with_it_among_63_good_ones(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """All 64 are delivered too often; the culprit alone is PoisonJob, its mates are answered.
+
+    Sent again when its cause is gone, its deliveries are counted anew.
+    """
+    flaw = tmp_path / "flaw"
+    flaw.touch()
+    texts = [f"text {number}" for number in range(63)]
+    order = f"kill-all-if:{flaw}"
+    results = send_all(app, [*texts[:31], order, *texts[31:]])
+    culprit = results.pop(31)
+    settings = {"GOLEM_MAX_DELIVERIES": "2", "GOLEM_LEASE_S": "5"}
+    workers = [FakeWorker(tmp_path, alone, name=name, **settings) for name in ("w1", "w2", "w3")]
+    for worker in workers[:2]:
+        worker.start(wait=False).wait()
+        end_leases(alone)
+    with workers[2], DeadLetters(alone.url) as dead:
+        check(results, texts)
+        with pytest.raises(PoisonJob) as caught:
+            culprit.get(timeout=60)
+        assert (caught.value.reason, caught.value.count) == ("deliveries", 3)
+        assert sum((worker.runs for worker in workers), Counter()) == dict.fromkeys(texts, 1)
+        (letter,) = dead.all()
+        assert (letter.id, letter.deliveries, letter.crashes) == (culprit.id, 3, 0)
+        flaw.unlink()
+        requeue(dead, culprit.id)
+        with Golem(alone.url) as golem:
+            answer = golem.job(culprit.id).result(timeout=120)
+        assert isinstance(answer, Prediction)
+        assert answer.label == expected_label(order)
+    with alone.client() as client:
+        assert not client.keys("golem:deliveries:*")
+        assert not client.exists(f"golem:dead:tried:{letter.delivery_tag}", "golem:dead")

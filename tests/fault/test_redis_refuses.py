@@ -1,6 +1,5 @@
 """Redis that answers but refuses to write: full, or read-only after a failover."""
 
-import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +11,6 @@ from celery.result import AsyncResult
 
 from golem_tasks import DeadLetters, PoisonJob
 from golem_tasks.embedded import EmbeddedServer
-from tests.support.dead_letters import requeue
 from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import FakeWorker, check, jobs_of, producer_for, send, send_all
 from tests.support.waiting import wait_until
@@ -134,28 +132,3 @@ def test_6_a_reset_connection_under_the_stock_transport(
         later = producer_for(alone)
         check([AsyncResult(result.id, app=later) for result in results], texts)
         check([send(later, "afterwards")], ["afterwards"])
-
-
-def test_7_a_job_that_ends_every_worker_it_is_delivered_to(
-    tmp_path: Path, alone: EmbeddedServer, app: Celery
-) -> None:
-    """After so many deliveries it is PoisonJob; sent again, its deliveries are counted anew."""
-    go = tmp_path / "go"
-    result = send(app, f"until:{go}")
-    settings = {"GOLEM_MAX_DELIVERIES": "1", "GOLEM_LEASE_S": "10"}
-    first = FakeWorker(tmp_path, alone, **settings).start()
-    wait_until(lambda: jobs_of(app, "active"), "the job to run")
-    first.signal(signal.SIGKILL)
-    first.wait()
-    with FakeWorker(tmp_path, alone, name="w2", **settings), DeadLetters(alone.url) as dead:
-        with pytest.raises(PoisonJob) as caught:
-            result.get(timeout=60)
-        assert (caught.value.reason, caught.value.count) == ("deliveries", 2)
-        letter = dead.get(result.id)
-        assert (letter.reason, letter.deliveries, letter.crashes) == ("deliveries", 2, 0)
-        go.touch()
-        requeue(dead, result.id)
-        check([AsyncResult(result.id, app=producer_for(alone))], [f"until:{go}"])
-        assert dead.all() == []
-    with alone.client() as client:
-        assert not client.keys("golem:deliveries:*")

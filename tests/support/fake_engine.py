@@ -22,6 +22,7 @@ out when its row is launched (`ORDERS`)::
     segfault        the process dies of a segmentation fault
     kill            the process kills itself, as the kernel's OOM killer does
     kill-if:/path   the same for as long as the file exists
+    kill-all-if:/path  and it takes the worker's main process with it, as in a full container
     encode:why      the tokenizer raises ValueError("why")
     pack            the row's length raises ValueError("no length")
 
@@ -262,6 +263,12 @@ def _kill_if_file(path: str) -> None:
         _kill(path)
 
 
+def _kill_all_if_file(path: str) -> None:
+    if Path(path).exists():
+        os.kill(os.getppid(), signal.SIGKILL)
+        _kill(path)
+
+
 ORDERS: dict[str, Callable[[str], None]] = {
     "raise": _raise,
     "raises": _raise_named,
@@ -275,6 +282,7 @@ ORDERS: dict[str, Callable[[str], None]] = {
     "segfault": lambda _: os.kill(os.getpid(), signal.SIGSEGV),
     "kill": _kill,
     "kill-if": _kill_if_file,
+    "kill-all-if": _kill_all_if_file,
 }
 
 

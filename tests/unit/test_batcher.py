@@ -37,6 +37,7 @@ jobs = st.builds(
     priority=st.integers(0, 9),
     time_limits=st.sampled_from([(None, None), (10.0, None)]),
     suspect=st.booleans(),
+    trial=st.booleans(),
 )
 
 
@@ -53,7 +54,7 @@ def test_every_job_leaves_exactly_once_in_batches_within_the_bounds(
         if len(batch) > 1:
             assert sum(each.rows for each in batch) <= LIMITS.max_rows
             assert sum(each.tokens for each in batch) <= LIMITS.max_tokens
-            assert not any(each.suspect for each in batch)
+            assert not any(each.suspect or each.trial for each in batch)
             assert len({each.time_limits for each in batch}) == 1
         out += batch
     assert sorted(map(id, out)) == sorted(map(id, waiting))
@@ -73,6 +74,17 @@ def test_jobs_put_back_come_out_as_if_they_had_never_left(
     batcher.put_back(taken)
     assert list(batcher) == before
     assert batcher.rows == sum(each.rows for each in before)
+
+
+@given(st.lists(jobs, max_size=30))
+def test_while_a_job_is_on_trial_no_other_one_goes(waiting: list[Waiting[int]]) -> None:
+    """All but the jobs on trial leave; those stay until the one that runs has ended."""
+    batcher = filled(*waiting)
+    out: list[Waiting[int]] = []
+    while batch := batcher.next_batch(100, trying=True):
+        out += batch
+    assert sorted(map(id, out)) == sorted(id(each) for each in waiting if not each.trial)
+    assert len(batcher) == sum(each.trial for each in waiting)
 
 
 def test_a_lone_job_goes_at_once() -> None:
