@@ -13,7 +13,7 @@ key                        type    content                                      
 ``unacked``                hash    Celery's own: messages a worker has and hasn't       none: queue
                                    acknowledged, by delivery tag
 ``golem:deliveries:{tag}`` string  the transport's: deliveries so far of a message      1 day
-``golem:dead:tried:{tag}`` string  ``worker.trials``: a message was run alone           1 day
+``golem:dead:tried:{tag}`` string  ``worker.trials``: a message is being run alone      1 day
 =========================  ======  ===================================================  ===========
 All of them have ``global_keyprefix`` before them and are in the broker's database.
 

@@ -254,6 +254,8 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         self.dispatches.discard(dispatch)
         if dispatch.figures is not None:
             self.tally.ended(len(dispatch.jobs), dispatch.figures)
+        if dispatch.jobs[0].trial:
+            self.trials.end(dispatch.jobs[0].request.message.delivery_tag)
         self.pump()
 
     def _write_now(self) -> None:

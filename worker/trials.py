@@ -2,14 +2,14 @@
 
 A job that takes the whole worker with it, as when a container's memory runs out, raises the
 delivery count of everything that worker held. So a job that has been delivered as often as allowed
-is run once more, alone, and no two of them at a time. Only one that is delivered yet again after
-its own trial had begun is poison.
+is run once more, alone, and no two of them at a time. Only one that is delivered yet again, its
+own trial begun and never ended, is poison.
 
 =============================  ======  ==============================================  =====
 key (global_keyprefix before)  type    content                                         TTL
 =============================  ======  ==============================================  =====
-``golem:dead:tried:{tag}``     string  "1" once the trial of the message of that tag   1 day
-                                       has begun
+``golem:dead:tried:{tag}``     string  "1" from the beginning of a message's trial to  1 day
+                                       its end
 =============================  ======  ==============================================  =====
 """
 
@@ -70,3 +70,11 @@ class Trials:
             redis.exceptions.RedisError, OSError: it can't be noted, so it mustn't begin.
         """
         self._client.set(self._tried + tag, "1", ex=TTL_S)
+
+    def end(self, tag: str) -> None:
+        """Note that the trial of a job has ended, however it did: its worker lives."""
+        try:
+            self._client.delete(self._tried + tag)
+        except FAILED as exc:
+            # Harmless, unless this worker dies before the job is acknowledged.
+            logger.warning("The end of a job's trial can't be noted: %s", exc)

@@ -172,4 +172,4 @@ def test_4_a_job_that_takes_the_whole_worker_with_it_among_63_good_ones(
         assert answer.label == expected_label(order)
     with alone.client() as client:
         assert not client.keys("golem:deliveries:*")
-        assert not client.exists(f"golem:dead:tried:{letter.delivery_tag}", "golem:dead")
+        assert not client.keys("golem:dead*")
