@@ -25,6 +25,7 @@ from importlib import metadata
 import click
 
 from golem_tasks.cli.common import CONTEXT_SETTINGS, Debug, debug_option, note
+from golem_tasks.cli.hiding import hide
 from golem_tasks.errors import ConfigurationError, GolemError
 
 __all__ = ["run"]
@@ -101,6 +102,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; see the table in this module's docstring."""
     debug = Debug()
     try:
+        if argv is None:
+            hide()
         # Not click's own main(): that one answers a broken pipe with SystemExit.
         arguments = list(sys.argv[1:] if argv is None else argv)
         with golem.make_context("golem", arguments, obj=debug) as context:

@@ -91,8 +91,9 @@ def command(*, loglevel: str, celery_arguments: tuple[str, ...], **dials: Any) -
     """Run a worker: a model that answers what is queued.
 
     It is an ordinary Celery worker. Every option can be set in the environment instead, as GOLEM_
-    and its name (GOLEM_BROKER_URL, GOLEM_MAX_ROWS); a URL with a password belongs there, because
-    everybody on the machine can read a command line. Arguments after -- are Celery's own.
+    and its name (GOLEM_BROKER_URL, GOLEM_MAX_ROWS). A password belongs there: everybody on the
+    machine can read a command line, so one given as an option is moved there as soon as the command
+    runs. Arguments after -- are Celery's own.
     """
     for name, value in dials.items():
         if value is not None:

@@ -136,6 +136,11 @@ class ProtectedServer(EmbeddedServer):
         login = ["--requirepass", self.PASSWORD, "--masterauth", self.PASSWORD]
         super().__init__(arguments=[*login, *role, *arguments])
 
+    @property
+    def url(self) -> str:
+        """URL of database 0."""
+        return f"redis://:{quote(self.PASSWORD)}@127.0.0.1:{self.port}/0"
+
     def client(self) -> redis.Redis:
         """A new client of database 0; the caller closes it."""
         return redis.Redis(port=self.port, password=self.PASSWORD, socket_timeout=10)
