@@ -99,13 +99,8 @@ class EmbeddedServer:
         Raises:
             BrokerUnavailable: it ended or didn't answer within 20 s; the text has its last lines.
         """
-        command = [
-            self._binary or server_binary(), "--port", str(self.port), "--bind", "127.0.0.1",
-            "--dir", str(self.folder), "--pidfile", str(self.folder / "pid"),
-            "--daemonize", "no", *self._arguments,
-        ]  # fmt: skip
         with self.log.open("ab") as output:
-            self._guard = guarded(command, output=output)
+            self._guard = guarded(self._command(), output=output)
         deadline = time.monotonic() + _START_S
         with self.client() as probe:
             while self._guard.poll() is None and time.monotonic() < deadline:
@@ -118,6 +113,13 @@ class EmbeddedServer:
         tail = self.log.read_text(errors="replace")[-500:]
         self.stop()
         raise BrokerUnavailable(f"The embedded server didn't start: {tail}")
+
+    def _command(self) -> list[str]:
+        return [
+            self._binary or server_binary(), "--port", str(self.port), "--bind", "127.0.0.1",
+            "--dir", str(self.folder), "--pidfile", str(self.folder / "pid"),
+            "--daemonize", "no", *self._arguments,
+        ]  # fmt: skip
 
     def kill(self) -> None:
         """SIGKILL the server and return once it is gone; the folder stays."""

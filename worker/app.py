@@ -14,10 +14,12 @@ from kombu.entity import Queue
 
 from golem_tasks._redis import celery_url, sentinel_options
 from golem_tasks.settings import describe
+from worker import control  # noqa: F401 - registers its commands
 from worker.intake import Intake
 from worker.leaving import Leaving
 from worker.processes import ModelProcesses, count
 from worker.reconnect import Adoption
+from worker.recording import Recorder
 from worker.results import backend_url
 from worker.settings import WorkerSettings
 from worker.stats import Statistics
@@ -33,6 +35,8 @@ class GolemApp(Celery):  # type: ignore[misc]  # Celery ships no types
     """A Celery app that knows its worker's settings."""
 
     golem_settings: WorkerSettings
+    golem_recorder: Recorder
+    """Set by the intake of a worker's main process."""
 
     def now(self) -> datetime:
         """The time in the app's zone; Celery's own way there is 6 % of a model process's work."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from billiard.einfo import ExceptionInfo
@@ -21,11 +22,11 @@ from billiard.exceptions import (
 )
 from celery import signals, states
 from celery.utils.log import get_logger
-from redis.exceptions import RedisError
 
 from golem_tasks.errors import InferenceError, JobError, PoisonJob
 from worker.batcher import Waiting
 from worker.burial import Burial
+from worker.recording import Recorder, store_failure
 from worker.requests import BatchedRequest
 from worker.runner import Answered, Job, Settled, run_dispatch
 from worker.tally import Figures
@@ -36,17 +37,18 @@ logger = get_logger(__name__)
 
 _PROTOCOL = pickle.HIGHEST_PROTOCOL
 
-RETRY_S = 2.0
-"""Seconds between two tries to store a failure."""
-
 CRASHES_ALONE = 2
 """A job that ends its process this often, alone in it, is poison."""
+
+_LOST = (WorkerLostError, Terminated, SystemExit)
+"""The process is gone, and with it what it was doing."""
 
 
 class TakesBack(Protocol):
     """What `Settlement` needs of the intake."""
 
     worker: Any
+    recorder: Recorder
 
     @property
     def open(self) -> bool:
@@ -167,17 +169,15 @@ class Settlement:
         """The pool call ended without outcomes: sort out who is to blame."""
         cause = getattr(einfo.exception, "exc", einfo.exception)
         open_jobs = [job for job in jobs if not (job.request.settled or job.request.cancelled)]
-        if isinstance(cause, WorkerLostError | Terminated | SystemExit):
-            open_jobs = self._without_finished(open_jobs)
-        if len(open_jobs) == 1:
-            self._settle_culprit(open_jobs[0], cause)
-        elif open_jobs:
-            logger.warning(
-                "A batch of %d jobs ended without answers (%r); each runs again alone.",
-                len(open_jobs),
-                cause,
+        if open_jobs and isinstance(cause, _LOST):
+            self._intake.recorder.put(
+                open_jobs[0].request.id,
+                partial(self._stored, [job.request.id for job in open_jobs]),
+                lambda metas: self._sort_out(self._without_finished(open_jobs, metas), cause),
+                [job.request for job in open_jobs],
             )
-            self._retry_alone(open_jobs)
+        else:
+            self._sort_out(open_jobs, cause)
 
     def fail(self, request: BatchedRequest, error: Exception) -> None:
         """Settle one job as a FAILURE that the child didn't record: store it, then acknowledge.
@@ -185,29 +185,31 @@ class Settlement:
         Poison goes to the dead letters before both. While any of it can't be stored, as when Redis
         is full, the job is kept and this tried again.
         """
+        if request.settled:
+            return
+        request.failing = True
         try:
             raise error  # noqa: TRY301 - gives the error the traceback ExceptionInfo wants
         except Exception:  # noqa: BLE001 - the very one
             einfo = ExceptionInfo()
-        try:
+        crashes = self._crashes.get(request.id, 0)
+
+        def write() -> None:
             if isinstance(error, PoisonJob):
-                self._burial.bury(request, error, self._crashes.get(request.id, 0))
-            request.task.backend.mark_as_failure(
+                self._burial.bury(request, error, crashes)
+            store_failure(
+                request.task.backend,
                 request.id,
                 error,
+                request._context,  # noqa: SLF001 - as Celery's own handlers do
                 einfo.traceback,
-                request=request._context,  # noqa: SLF001 - as Celery's own handlers do
-                store_result=request.store_errors,
             )
-        except Exception as exc:  # noqa: BLE001 - a foreign errback's error is no reason to end
-            logger.error(  # noqa: TRY400 - the cause is in the line; a traceback adds nothing
-                "The failure of job %s can't be stored (%s); the next try is in %d s.",
-                request.id,
-                exc,
-                RETRY_S,
-            )
-            self._intake.worker.hub.call_later(RETRY_S, self.fail, request, error)
-            return
+
+        recorded = partial(self._recorded, request, error, einfo)
+        self._intake.recorder.put(request.id, write, lambda _: recorded(), [request])
+
+    def _recorded(self, request: BatchedRequest, error: Exception, einfo: ExceptionInfo) -> None:
+        """The failure is stored: acknowledge, and tell who listens in this process."""
         self._crashes.pop(request.id, None)
         request.on_failure(einfo, return_ok=True)  # acknowledges; what it would store is stored
         signals.task_failure.send(
@@ -220,8 +222,19 @@ class Settlement:
             einfo=einfo,
         )
 
+    def _sort_out(self, open_jobs: list[Waiting[BatchedRequest]], cause: BaseException) -> None:
+        if len(open_jobs) == 1:
+            self._settle_culprit(open_jobs[0], cause)
+        elif open_jobs:
+            logger.warning(
+                "A batch of %d jobs ended without answers (%r); each runs again alone.",
+                len(open_jobs),
+                cause,
+            )
+            self._retry_alone(open_jobs)
+
     def _settle_culprit(self, job: Waiting[BatchedRequest], cause: BaseException) -> None:
-        if isinstance(cause, WorkerLostError | Terminated | SystemExit):
+        if isinstance(cause, _LOST):
             self._crashed_alone(job, cause)
         elif isinstance(cause, TimeLimitExceeded | SoftTimeLimitExceeded | JobError):
             self.fail(job.request, cause)
@@ -243,21 +256,20 @@ class Settlement:
     def _retry_alone(self, jobs: list[Waiting[BatchedRequest]]) -> None:
         self._intake.take_back([replace(job, suspect=True) for job in jobs])
 
-    def _without_finished(
-        self, jobs: list[Waiting[BatchedRequest]]
-    ) -> list[Waiting[BatchedRequest]]:
-        """Acknowledge the jobs whose result the child had stored when it died."""
-        if not jobs:
-            return []
+    def _stored(self, task_ids: Sequence[str]) -> list[dict[str, Any] | None]:
+        """Ask what the child had stored of these jobs when it died."""
         backend = self._intake.worker.app.backend
-        try:
-            raw = backend.mget([backend.get_key_for_task(job.request.id) for job in jobs])
-            metas = [backend.decode_result(value) if value else None for value in raw]
-        except (*backend.connection_errors, RedisError):
-            # Not known now; each runs again, and the child looks for a stored result first.
-            return jobs
+        raw = backend.mget([backend.get_key_for_task(task_id) for task_id in task_ids])
+        return [backend.decode_result(value) if value else None for value in raw]
+
+    def _without_finished(
+        self, jobs: list[Waiting[BatchedRequest]], metas: Sequence[dict[str, Any] | None]
+    ) -> list[Waiting[BatchedRequest]]:
+        """Acknowledge the jobs whose result is stored; return the others."""
         open_jobs = []
         for job, meta in zip(jobs, metas, strict=True):
+            if job.request.settled or job.request.cancelled:
+                continue  # while the backend was asked
             if meta and meta["status"] == states.SUCCESS:
                 job.request.on_success((0, "", 0.0))
             else:

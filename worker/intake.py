@@ -23,8 +23,9 @@ from redis.exceptions import RedisError
 
 from golem_tasks.errors import ConfigurationError, InvalidJob, PoisonJob
 from worker.batcher import Batcher, BatchLimits, Lane, Waiting
-from worker.dispatch import RETRY_S, Dispatch, Settlement
+from worker.dispatch import Dispatch, Settlement
 from worker.measuring import waiting
+from worker.recording import RETRY_S, Recorder
 from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
 from worker.tally import Tally
@@ -51,6 +52,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         self.batcher: Batcher[BatchedRequest] = Batcher(_limits(self.settings))
         self.dispatches: set[Dispatch] = set()
         """Batches the pool has, until they are settled."""
+        self.recorder = worker.app.golem_recorder = Recorder(self._call_soon)
         self.settlement = Settlement(self)
         self.tally = Tally(time.monotonic())
         self.trials = Trials(self.settings)
@@ -150,7 +152,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         return {lane: (count, in_flight[lane]) for lane, count in self.batcher.lengths().items()}
 
     def tags(self) -> set[str]:
-        """Delivery tags of all jobs held here, buffered and in flight."""
+        """Delivery tags of all jobs held here."""
         return {request.message.delivery_tag for request in self._requests()}
 
     def recover(self) -> None:
@@ -199,6 +201,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         """Whether a job on trial is in flight; it is alone in its batch."""
         return any(dispatch.jobs[0].trial for dispatch in self.dispatches)
 
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        self.worker.hub.call_soon(callback)  # the hub is made after this step
+
     def _alive(self, job: Waiting[BatchedRequest]) -> bool:
         """Whether the job still wants an answer; one revoked or expired is settled here."""
         request = job.request
@@ -225,9 +230,10 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         return next((r for r in self._requests() if r.message.delivery_tag == tag), None)
 
     def _requests(self) -> Iterator[BatchedRequest]:
-        """All requests held here, buffered and in flight."""
+        """All requests held here: buffered, in flight, and those whose end is being stored."""
         for job in chain(self.batcher, *(dispatch.jobs for dispatch in self.dispatches)):
             yield job.request
+        yield from self.recorder.requests
 
     def _dispatch(self, batch: list[Waiting[BatchedRequest]]) -> None:
         dispatch = Dispatch(batch, self.settlement, self._ended)

@@ -17,8 +17,10 @@ from functools import partial
 from typing import Any
 
 from celery import bootsteps
+from celery.concurrency.prefork import _run_ready_callbacks
 from celery.exceptions import CPendingDeprecationWarning
 from celery.utils.log import get_logger
+from celery.worker import state
 from celery.worker.state import active_requests
 
 from worker.intake import Intake
@@ -76,6 +78,14 @@ class SteadyConsumer(RefusingConsumer):
         super().on_close()
         intake: Intake = self.controller.intake
         intake.recover()
+
+    def shutdown(self) -> None:
+        """Let what ended with the pool be stored and acknowledged, then close the connection."""
+        if not state.should_terminate:
+            self.controller.intake.recorder.finish()
+            # Acknowledgements are calls for a next turn, which this event loop won't have.
+            _run_ready_callbacks(self.hub)
+        super().shutdown()
 
 
 class Adoption(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types

@@ -9,19 +9,20 @@ learn of it, the queue moves, and the log names id, task and size and never the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from celery import signals, states
+from celery import signals
 from celery.app.task import Context
 from celery.exceptions import BackendError, InvalidTaskError, NotRegistered
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_iso8601, maybe_make_aware, timezone
 from celery.worker.consumer import Consumer
-from kombu.exceptions import KombuError, OperationalError
+from kombu.exceptions import KombuError
 from redis.exceptions import ResponseError
 
 from golem_tasks.errors import InvalidJob
-from worker.dispatch import RETRY_S
+from worker.recording import RETRY_S, store_failure
 from worker.results import refuses_for_now
 
 __all__ = ["RefusingConsumer"]
@@ -81,9 +82,6 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
 
         The headers lie beside the body, so they can be read where the body can't be decompressed
         or mustn't. Errbacks and chord are in the body: of them nothing is known.
-
-        Raises:
-            ResponseError, BackendError, OperationalError: it can't be stored now.
         """
         payload = _table(payload)
         headers = _table(payload.get("headers"))
@@ -93,8 +91,8 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         task = headers.get("task")
         context = Context(id=task_id, task=task if isinstance(task, str) else "unknown")
         error = InvalidJob(f"The job is invalid: {reason}.", "message", reason)
-        self.app.backend.store_result(task_id, error, states.FAILURE, request=context)
         logger.warning("That message was of job %.200s, which fails", task_id)
+        self._fail(task_id, error, context)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Settle a message whose compression or content can't be undone."""
@@ -153,12 +151,32 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
             cause: set if the error quotes a foreign one, whose words may quote the content.
         """
         task_id, name = _job_id(message.headers, message.properties), self._task_name(message)
-        if task_id is not None:
-            try:
-                self._fail(message, task_id, name, error)
-            except (ResponseError, BackendError, OperationalError) as exc:
-                self._later(message, exc, self._refuse, message, error, cause)
-                return
+        settle = partial(self._refused, message, task_id, name, error, cause)
+        if task_id is None:
+            settle()
+            return
+        self._fail(task_id, error, self._context(message, task_id, name), settle)
+
+    def _fail(
+        self, task_id: str, error: Exception, context: Context, then: Callable[[], Any] = bool
+    ) -> None:
+        """Have the failure stored and errbacks and chord told; then call `then`."""
+        self.controller.intake.recorder.put(
+            task_id,
+            lambda: store_failure(self.app.backend, task_id, error, context),
+            lambda _: then(),
+        )
+
+    def _refused(
+        self,
+        message: Any,
+        task_id: str | None,
+        name: str,
+        error: Exception,
+        cause: BaseException | None,
+    ) -> None:
+        if not self._ours(message):
+            return
         logger.warning(
             "Refused a message of job %.200s (task %.200s, %d bytes): %.200s",
             task_id,
@@ -168,22 +186,9 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         )
         message.ack_log_error(logger, ())
 
-    def _fail(self, message: Any, task_id: str, name: str, error: Exception) -> None:
-        backend = self.app.backend
-        context = self._context(message, task_id, name)
-        backend.store_result(task_id, error, states.FAILURE, request=context)
-        if not (context.chord or context.errbacks or context.chain):
-            return
-        try:
-            backend.mark_as_failure(task_id, error, request=context)
-        except Exception as exc:
-            passes = isinstance(exc, ResponseError) and refuses_for_now(exc)
-            lost = isinstance(exc, self.connection_errors) and not isinstance(exc, KeyError)
-            if passes or lost or isinstance(exc, OperationalError):
-                raise
-            # Signatures of the producer's own making; its job is settled all the same.
-            kind = type(exc).__name__
-            logger.warning("What follows the refused job %.200s can't be called: %s", task_id, kind)
+    def _ours(self, message: Any) -> bool:
+        """Whether it is still this connection's; after a lost one it is in the queue again."""
+        return bool(self.task_consumer and message.channel is self.task_consumer.channel)
 
     def _later(self, message: Any, exc: Exception, action: Callable[..., Any], *args: Any) -> None:
         """Keep a message whose end can't be stored, as when Redis is full, and try again."""
@@ -195,8 +200,7 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         )
 
         def again() -> None:
-            # After a lost connection the message is in the queue again.
-            if self.task_consumer and message.channel is self.task_consumer.channel:
+            if self._ours(message):
                 action(*args)
 
         self.timer.call_after(RETRY_S, again)

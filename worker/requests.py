@@ -11,8 +11,12 @@ import time
 from typing import Any
 
 from celery.platforms import signals
+from celery.signals import task_revoked
 from celery.utils.log import get_logger
 from celery.worker.request import Request
+from celery.worker.state import task_ready
+
+from worker.recording import Recorder
 
 __all__ = ["BatchedRequest"]
 
@@ -24,6 +28,8 @@ class BatchedRequest(Request):  # type: ignore[misc]  # Celery ships no types
 
     batch: Any = None
     """The dispatch that carries it, or None while it waits in the buffer."""
+    failing = False
+    """Whether its failure is known and being stored."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,8 +43,8 @@ class BatchedRequest(Request):  # type: ignore[misc]  # Celery ships no types
 
     @property
     def settled(self) -> bool:
-        """Whether its outcome is already known here: revoked, expired or acknowledged."""
-        return bool(self._already_revoked or self.acknowledged)
+        """Whether its outcome is already known here: failed, revoked, expired or acknowledged."""
+        return bool(self._already_revoked or self.failing or self.acknowledged)
 
     @property
     def cancelled(self) -> bool:
@@ -52,6 +58,7 @@ class BatchedRequest(Request):  # type: ignore[misc]  # Celery ships no types
         number = signals.signum(signal or "TERM")
         logger.info("Job %s is terminated; the other jobs of its batch go on.", self.id)
         self._announce_revoked("terminated", True, number, False)
+        self._recorder.prompt()
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """Give the job up in a cold shutdown; one signal ends the child for all of the batch."""
@@ -60,3 +67,27 @@ class BatchedRequest(Request):  # type: ignore[misc]  # Celery ships no types
             return
         self.batch.cancelled = True
         super().cancel(pool, signal, emit_retry)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """Celery's own, but that the event loop doesn't wait for the result backend."""
+        self._already_revoked = True
+        task_ready(self)
+        self.send_event("task-revoked", terminated=terminated, signum=signum, expired=expired)
+        self._recorder.put(
+            self.id,
+            lambda: self.task.backend.mark_as_revoked(
+                self.id, reason, request=self._context, store_result=self.store_errors
+            ),
+            lambda _: self._revocation_stored(terminated, signum, expired),
+            [self],
+        )
+
+    def _revocation_stored(self, terminated: bool, signum: Any, expired: bool) -> None:
+        self.acknowledge()
+        told = {"terminated": terminated, "signum": signum, "expired": expired}
+        task_revoked.send(sender=self.task, request=self._context, **told)
+
+    @property
+    def _recorder(self) -> Recorder:
+        recorder: Recorder = self.app.golem_recorder
+        return recorder

@@ -23,12 +23,6 @@ def alone() -> Iterator[EmbeddedServer]:
         yield server
 
 
-@pytest.fixture
-def app(alone: EmbeddedServer) -> Celery:
-    """A stock producer on that server."""
-    return producer_for(alone)
-
-
 def memory(server: EmbeddedServer, limit: str) -> None:
     """Set the server's maxmemory."""
     with server.client() as client:

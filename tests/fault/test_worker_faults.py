@@ -6,7 +6,6 @@ what was computed more than once.
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,35 +19,13 @@ from tests.support.fake_workers import (
     FakeWorker,
     check,
     jobs_of,
+    nothing_held,
+    numbered,
     producer_for,
     send,
     send_all,
 )
 from tests.support.waiting import wait_until
-
-
-@pytest.fixture
-def alone() -> Iterator[EmbeddedServer]:
-    """A server nobody else uses, which keeps its data over a crash."""
-    with EmbeddedServer(appendonly=True) as server:
-        yield server
-
-
-@pytest.fixture
-def app(alone: EmbeddedServer) -> Celery:
-    """A stock producer on that server."""
-    return producer_for(alone)
-
-
-def numbered(count: int) -> list[str]:
-    """So many different texts."""
-    return [f"text {number}" for number in range(count)]
-
-
-def nothing_held(server: EmbeddedServer) -> bool:
-    """Whether no queue and no record of an unacknowledged message is left."""
-    with server.client() as client:
-        return not client.exists("golem", "golem.bulk", "unacked", "unacked_index")
 
 
 def test_1_sigterm_with_a_full_buffer_and_a_running_batch(

@@ -81,3 +81,14 @@ def jobs_of(app: Celery, kind: str) -> list[dict[str, Any]]:
 def producer_for(server: EmbeddedServer) -> Celery:
     """A stock Celery app on this server, as a producer has it."""
     return Celery(broker=server.url, backend=server.url, set_as_current=False)
+
+
+def numbered(count: int) -> list[str]:
+    """So many different texts."""
+    return [f"text {number}" for number in range(count)]
+
+
+def nothing_held(server: EmbeddedServer) -> bool:
+    """Whether no queue and no record of an unacknowledged message is left."""
+    with server.client() as client:
+        return not client.exists("golem", "golem.bulk", "unacked", "unacked_index")

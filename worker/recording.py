@@ -1,0 +1,181 @@
+"""What the worker's main process itself tells the result backend, told by a thread.
+
+Most outcomes are stored by the child that came to them. A few are nobody's but the parent's: a time
+limit, a poisonous job, a revocation, a message nobody can read; and after a crash it has to ask
+which jobs had been answered. The backend may be away or hang while the broker is well, and an event
+loop that waited for it would renew no lease, so that other workers would run again what this one
+holds. So the loop hands the errand to `Recorder`, whose thread repeats it until it succeeds, and
+goes on with the job only then.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+from celery import states
+from celery.exceptions import BackendError
+from celery.utils.log import get_logger
+from kombu.exceptions import OperationalError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from worker.results import refuses_for_now
+
+__all__ = ["RETRY_S", "Recorder", "store_failure"]
+
+logger = get_logger(__name__)
+
+RETRY_S = 2.0
+"""Seconds between a try that failed and the next."""
+FINISH_S = 1.0
+"""Seconds a shutdown waits for what is still to be stored; what isn't runs again elsewhere."""
+PROMPT_S = 0.5
+"""Seconds `Recorder.prompt` waits at most."""
+
+_AWAY = (RedisConnectionError, RedisTimeoutError, OSError, BackendError, OperationalError)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Errand:
+    job_id: str
+    """The job, or the first of them."""
+    requests: tuple[Any, ...]
+    """Requests that stay unacknowledged until it is done."""
+    write: Callable[[], Any]
+    """Runs in the thread, again until it raises nothing; what it returns is for `then`."""
+    then: Callable[[Any], None]
+    """Runs in the event loop afterwards."""
+
+
+class Recorder:
+    """Runs errands one after the other; all but its thread is used from the event loop's.
+
+    Args:
+        call_soon: makes the event loop call something soon; safe to use from another thread.
+    """
+
+    def __init__(self, call_soon: Callable[[Callable[[], None]], Any]) -> None:
+        self._call_soon = call_soon
+        self._todo: SimpleQueue[_Errand] = SimpleQueue()
+        self._done: deque[tuple[_Errand, Any]] = deque()
+        self._open: dict[_Errand, None] = {}
+        self._changed = threading.Condition()
+        self._unwritten = 0
+        self._behind = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def requests(self) -> Iterator[Any]:
+        """Requests this worker holds for the sake of an errand."""
+        for errand in tuple(self._open):
+            yield from errand.requests
+
+    def put(
+        self,
+        job_id: str,
+        write: Callable[[], Any],
+        then: Callable[[Any], None],
+        requests: Sequence[Any] = (),
+    ) -> None:
+        """Have `write` done by the thread, then `then` called, with what it returned, by the loop.
+
+        Args:
+            job_id: for the log.
+            write: everything that talks to the result backend.
+            then: settles the job.
+            requests: stay this worker's until then.
+        """
+        errand = _Errand(job_id, tuple(requests), write, then)
+        self._open[errand] = None
+        with self._changed:
+            self._unwritten += 1
+        self._todo.put(errand)
+        if self._thread is None:
+            # A daemon: an answer that can't be stored must not keep the process from ending.
+            self._thread = threading.Thread(target=self._run, name="golem-recorder", daemon=True)
+            self._thread.start()
+
+    def prompt(self) -> None:
+        """Wait a moment, unless the backend is in trouble, so that what was put is mostly stored.
+
+        For who is told "done" by this worker and looks into the backend next.
+        """
+        if not self._behind and not self._written_within(PROMPT_S):
+            self._behind = True
+
+    def finish(self) -> None:
+        """End what can be ended within `FINISH_S`; a worker that leaves calls it last."""
+        if not self._written_within(FINISH_S):
+            logger.warning(
+                "The ends of %d jobs couldn't be stored; they stay in the queue.", len(self._open)
+            )
+        self._deliver()
+
+    def _written_within(self, timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._unwritten, timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            errand = self._todo.get()
+            try:
+                result = errand.write()
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the job must come to an end
+                self._again(errand, exc)
+            else:
+                self._behind = False
+                self._done.append((errand, result))
+                with self._changed:
+                    self._unwritten -= 1
+                    self._changed.notify_all()
+                self._call_soon(self._deliver)
+
+    def _again(self, errand: _Errand, exc: Exception) -> None:
+        self._behind = True
+        logger.warning(
+            "The end of job %.200s can't be stored (%s); the next try is in %d s.",
+            errand.job_id,
+            exc,
+            RETRY_S,
+        )
+        threading.Event().wait(RETRY_S)
+        self._todo.put(errand)  # last, lest one that never succeeds hold up the others
+
+    def _deliver(self) -> None:
+        while self._done:
+            errand, result = self._done.popleft()
+            del self._open[errand]
+            try:
+                errand.then(result)
+            except Exception:
+                logger.exception("Job %.200s couldn't be settled", errand.job_id)
+
+
+def store_failure(
+    backend: Any, task_id: str, error: Exception, context: Any, traceback: Any = None
+) -> None:
+    """Store a FAILURE, then tell the job's chord, chain and errbacks.
+
+    What follows the job is the producer's own making: an errback that can't be called at all is
+    logged and the job settled all the same, but one that Redis keeps from it is tried again.
+
+    Raises:
+        redis.exceptions.RedisError, BackendError, OperationalError: Redis is away or refuses.
+    """
+    backend.store_result(task_id, error, states.FAILURE, traceback=traceback, request=context)
+    if not (context.chord or context.errbacks or context.chain):
+        return
+    try:
+        backend.mark_as_failure(task_id, error, traceback, request=context)
+    except Exception as exc:
+        if isinstance(exc, _AWAY) or (isinstance(exc, ResponseError) and refuses_for_now(exc)):
+            raise
+        # Without the cause's words, which may quote the content.
+        kind = type(exc).__name__
+        logger.warning("What follows the failed job %.200s can't be called: %s", task_id, kind)
