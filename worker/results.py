@@ -87,7 +87,24 @@ class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no typ
         key = self.get_key_for_task(task_id)
         if self._known is not None and key in self._known:
             return self._known[key] or _PENDING
-        return super()._get_task_meta_for(task_id)
+        try:
+            return super()._get_task_meta_for(task_id)
+        except ResponseError as exc:
+            if not str(exc).startswith("WRONGTYPE"):
+                raise
+            return dict(_PENDING)  # a list, say; as below
+
+    def decode_result(self, payload: Any) -> dict[str, Any]:
+        """Decode what is stored; what isn't a result, as another program's key, counts as none.
+
+        Celery would try again for ever, in the main process too, and the job is to be answered.
+        """
+        try:
+            meta: dict[str, Any] = super().decode_result(payload)
+            return meta if "result" in meta else dict(_PENDING)
+        except Exception as exc:  # noqa: BLE001 - whatever decoding junk may raise
+            logger.warning("A stored result can't be read and counts as none: %r", exc)
+            return dict(_PENDING)
 
     def store_result(
         self,

@@ -10,8 +10,8 @@
 
 local stored, n = 0, #KEYS
 for i, key in ipairs(KEYS) do
-  local before = redis.call('GET', key)
-  if not (before and string.find(before, '"status": "REVOKED"', 1, true)) then
+  local before = redis.pcall('GET', key)  -- an error where a key of another type is in the way
+  if not (type(before) == 'string' and string.find(before, '"status": "REVOKED"', 1, true)) then
     if ARGV[n + i] == '0' then
       redis.call('SET', key, ARGV[i])
     else

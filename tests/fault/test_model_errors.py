@@ -4,6 +4,7 @@ In each, every answer is compared with the expected one, the process that holds 
 and no job is dispatched twice.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,7 @@ def app(server: EmbeddedServer) -> Iterator[Celery]:
     """A stock producer on that server."""
     with producer_for(server) as app:
         yield app
+        gc.collect()  # a result that is forgotten says so to the server, which is still there
 
 
 @contextmanager
@@ -190,3 +192,21 @@ def test_5_a_plain_task_that_asks_its_process_to_exit(
         with pytest.raises(RuntimeError, match=words):
             result.get(timeout=60)
     check(good, texts)
+
+
+def test_6_something_else_lies_where_a_result_belongs(
+    tmp_path: Path, app: Celery, worker: FakeWorker, server: EmbeddedServer
+) -> None:
+    """What isn't a result counts as none: the job is answered, and its mates with it."""
+    texts = numbered(20)
+    junk = ["junk", "[]", b"\xff", "{}", '{"status": "SUCCESS"}', '{"status": []}', "null"]
+    ids = [f"occupied-{n}" for n in range(len(junk))]
+    with server.client() as client, one_batch(app, worker, server, tmp_path / "go"):
+        for job_id, value in zip(ids, junk, strict=True):
+            client.set(f"celery-task-meta-{job_id}", value, ex=600)
+        ids.append("occupied-by-a-list")
+        client.rpush("celery-task-meta-occupied-by-a-list", "junk")
+        occupied = [send(app, job_id, task_id=job_id) for job_id in ids]
+        good = send_all(app, texts)
+    check(good, texts)
+    check(occupied, ids)
