@@ -95,7 +95,9 @@ def deliver_again(golem: Golem, client: redis.Redis, times: int) -> str:
     )
     message = json.loads(composed.payload)
     message["properties"]["delivery_info"]["redelivered"] = True
-    client.set(f"golem:deliveries:{message['properties']['delivery_tag']}", times, ex=60)
+    tag = message["properties"]["delivery_tag"]
+    client.set(f"golem:deliveries:{tag}", times, ex=60)
+    client.set(f"golem:dead:tried:{tag}", 1, ex=60)  # its worker was gone before its trial ended
     client.lpush("golem", json.dumps(message))
     return composed.id
 
