@@ -4,18 +4,24 @@ Each compares every answer with the expected one, and counts runs of a text by t
 """
 
 import logging
+import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import TaskRevokedError
+from celery.result import AsyncResult
 
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_workers import FakeWorker, check, jobs_of, producer_for, send, send_all
 from tests.support.waiting import wait_until
+from tests.support.workers import READY
 from worker.app import SWEEPS_PER_LEASE
 
 logger = logging.getLogger(__name__)
@@ -71,6 +77,18 @@ def pass_leases(server: EmbeddedServer, count: int = 1) -> None:
         wait_until(lambda over_s=over_s: now_s(server) > over_s, "the leases to have ended")
 
 
+def skewed(seconds: float) -> dict[str, str]:
+    """Environment of a worker whose wall clock is wrong by so much."""
+    path = os.pathsep.join([str(SKEWED), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": path, "SKEWED_CLOCK_S": str(seconds)}
+
+
+def logged_at(worker: FakeWorker) -> datetime:
+    """When, by its own clock, a worker said that it is ready."""
+    line = next(line for line in worker.text.splitlines() if line.endswith(READY))
+    return datetime.fromisoformat(line[1:20])
+
+
 def runs(*workers: FakeWorker) -> Counter[str]:
     """How often each text was in a forward pass that ended, on any of them."""
     return sum((worker.runs for worker in workers), Counter[str]())
@@ -122,4 +140,120 @@ def test_2_a_batch_longer_than_its_lease(
             check(later, [f"later {n}" for n in range(20)])
             assert first.runs == dict.fromkeys([*texts, *(f"later {n}" for n in range(20))], 1)
             assert not second.runs
+    assert nothing_held(alone)
+
+
+def test_3_two_workers_whose_clocks_are_60_seconds_apart(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Under load and over more than one lease nothing is run twice or gets stuck."""
+    go = tmp_path / "go"
+    texts = [f"until:{go}", *numbered(120)]
+    results = send_all(app, texts)
+    settings = {"GOLEM_MAX_ROWS": "10", "FAKE_FORWARD_S": "0.05", **SHORT}
+    with (
+        FakeWorker(tmp_path, alone, **settings, **skewed(30)) as ahead,
+        FakeWorker(tmp_path, alone, name="w2", **settings, **skewed(-30)) as behind,
+    ):
+        assert logged_at(ahead) - logged_at(behind) > timedelta(seconds=50)
+        pass_leases(alone, 2)
+        go.touch()
+        check(results, texts)
+        assert runs(ahead, behind) == dict.fromkeys(texts, 1)
+        wait_until(lambda: nothing_held(alone), "every acknowledgement")
+
+
+def test_4_a_worker_whose_clock_is_ahead_of_the_producers(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """``expires`` is Celery's, by the worker's clock: it ends earlier by the difference."""
+    with FakeWorker(tmp_path, alone, **skewed(60)):
+        early, good = send(app, "early", expires=40), send(app, "good", expires=3600)
+        with pytest.raises(TaskRevokedError, match="expired"):
+            early.get(timeout=60)
+        check([good], ["good"])
+
+
+@pytest.mark.parametrize("timeout_s", ["30", "2"], ids=["connected", "reconnecting"])
+def test_5_redis_hung_for_longer_than_a_lease(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery, timeout_s: str
+) -> None:
+    """Everybody's lease is over when it goes on; those who hold jobs come back and keep them."""
+    go = tmp_path / "go"
+    texts = [*numbered(30), f"until:{go}"]
+    ids = [result.id for result in send_all(app, texts)]
+    settings = {"GOLEM_MAX_ROWS": "16", "GOLEM_SOCKET_TIMEOUT_S": timeout_s, **SHORT}
+    with FakeWorker(tmp_path, alone, **settings, FAKE_FORWARD_S="0.01") as first:
+        wait_until(lambda: len(leases(alone)) == 15, "the second batch to run")
+        with FakeWorker(tmp_path, alone, name="w2", **settings) as second:
+            ended_s = max(leases(alone).values())
+            os.kill(alone.pid, signal.SIGSTOP)
+            wait_until(lambda: time.time() > ended_s + 1, "the leases to be over")
+            os.kill(alone.pid, signal.SIGCONT)
+            wait_until(lambda: max(leases(alone).values()) > now_s(alone), "a renewal")
+            pass_leases(alone)
+            go.touch()
+            later = producer_for(alone)
+            check([AsyncResult(task_id, app=later) for task_id in ids], texts)
+            assert runs(first, second) == dict.fromkeys(texts, 1)
+        assert not second.runs
+    assert nothing_held(alone)
+
+
+def test_6_a_worker_stopped_for_longer_than_a_lease(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Another answers all of its jobs; woken, it drops what it had buffered and works on.
+
+    What it was computing may be computed twice, to the same answer.
+    """
+    go = tmp_path / "go"
+    texts = [f"until:{go}", *numbered(39)]
+    results = send_all(app, texts)
+    settings = {"GOLEM_MAX_ROWS": "20", **SHORT}
+    with FakeWorker(tmp_path, alone, **settings) as first:
+        wait_until(lambda: len(leases(alone)) == 40, "a batch to run and one to wait")
+        os.kill(first.pid, signal.SIGSTOP)
+        with FakeWorker(tmp_path, alone, name="w2", **settings) as second:
+            pass_leases(alone)
+            wait_until(lambda: min(leases(alone).values()) > now_s(alone), "the other to take them")
+            os.kill(first.pid, signal.SIGCONT)
+            wait_until(lambda: "Other workers took over" in first.text, "the first to notice")
+            go.touch()
+            check(results, texts)
+            check(send_all(app, ["after"]), ["after"])
+            wait_until(lambda: nothing_held(alone), "every acknowledgement")
+        computed = runs(first, second)
+        assert computed.keys() == {*texts, "after"}
+        twice = {text for text, count in computed.items() if count > 1}
+        assert twice <= set(texts[:20]), "buffered jobs were run twice"
+        assert max(computed.values()) <= 2
+
+
+def test_7_workers_restarted_one_after_the_other_under_load(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """One of two leaves and comes back, then the other: every job is answered, and run once."""
+    settings = {"GOLEM_MAX_ROWS": "10", "FAKE_FORWARD_S": "0.05", **SHORT}
+    crew = [FakeWorker(tmp_path, alone, name=name, **settings).start() for name in ("w1", "w2")]
+    texts: list[str] = []
+    results: list[AsyncResult] = []
+
+    def load() -> None:
+        more = [f"text {len(texts) + number}" for number in range(150)]
+        results.extend(send_all(app, more))
+        texts.extend(more)
+
+    for place, worker in enumerate(crew):
+        load()
+        before = len(worker.dispatches)
+        wait_until(lambda: len(worker.dispatches) > before, "it to be at work")  # noqa: B023 - run at once
+        assert worker.stop() == 0
+        load()
+        crew[place] = FakeWorker(tmp_path, alone, name=worker.name, **settings).start()
+    load()
+    check(results, texts)
+    for worker in crew:
+        assert worker.stop() == 0
+    assert runs(*crew) == dict.fromkeys(texts, 1)
     assert nothing_held(alone)
