@@ -29,7 +29,7 @@ from worker.recording import RETRY_S, Recorder
 from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
 from worker.tally import Tally
-from worker.transport import Room
+from worker.transport import QoS, Room
 from worker.trials import Trials
 
 __all__ = ["Intake"]
@@ -150,6 +150,23 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             for job in dispatch.jobs:
                 in_flight[job.lane] += 1
         return {lane: (count, in_flight[lane]) for lane, count in self.batcher.lengths().items()}
+
+    def give_back(self) -> None:
+        """A shutdown begins: put what waits back to the head of its queue, for others to take now.
+
+        Should that fail, it goes back when the channel closes, or when its lease ends.
+        """
+        consumer = self.worker.consumer.task_consumer
+        qos = getattr(getattr(consumer, "channel", None), "qos", None)
+        if not isinstance(qos, QoS):
+            return
+        jobs = list(self.batcher.discard(lambda _: True))
+        for job in jobs:
+            state.task_ready(job.request)
+        try:
+            qos.give_back([job.request.message for job in jobs])
+        except (RedisError, OSError) as exc:
+            logger.warning("%d waiting jobs can't be given back yet: %s", len(jobs), exc)
 
     def tags(self) -> set[str]:
         """Delivery tags of all jobs held here."""

@@ -1,8 +1,8 @@
 """How a worker leaves: what a shutdown waits for, and what ends the waiting.
 
 The first SIGTERM or SIGINT starts Celery's warm shutdown: nothing is fetched any more, batches that
-run finish and are settled, everything else held goes back to the head of its queue. Two things cut
-it short: the end of ``GOLEM_GRACE_S``, and a second SIGTERM or SIGINT, which stock Celery would
+run finish and are settled, what waits goes back to the head of its queue at once. Two things cut it
+short: the end of ``GOLEM_GRACE_S``, and a second SIGTERM or SIGINT, which stock Celery would
 ignore (SIGTERM) or answer with a second, nested shutdown (SIGINT). Either ends the model processes
 at once, and the batches they ran go back as well. Should Redis not take all that back in a moment,
 the process ends all the same: what it held comes back when its lease ends.
@@ -40,7 +40,7 @@ HAND_BACK_AT_ONCE_S = 2.0
 class Leaving(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
     """Bounds a shutdown."""
 
-    requires = ("celery.worker.components:Pool",)
+    requires = ("celery.worker.components:Pool", "worker.intake:Intake")
     label = "Leaving"
 
     def __init__(self, worker: Any, **options: Any) -> None:
@@ -50,9 +50,10 @@ class Leaving(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no
         self._hurried = False
         signals.worker_shutting_down.connect(self._on_shutdown, weak=False)
 
-    def close(self, worker: Any) -> None:  # noqa: ARG002 - Celery's signature
+    def close(self, worker: Any) -> None:
         """A shutdown begins: batches in flight may take ``grace_s`` seconds to finish."""
         _later(self._settings.grace_s, self._grace_is_over)
+        worker.intake.give_back()
 
     def _on_shutdown(self, sig: str, how: str, **_: Any) -> None:
         """Take over the signals of a second try; Celery's handler of the first one calls this."""

@@ -235,7 +235,8 @@ class QoS(stock.QoS):
 
     def give_back(self, messages: Iterable[Message]) -> None:
         """Put delivered messages nobody consumes any more back to the head of their queues."""
-        items = [(message.delivery_tag, message) for message in messages]
+        given = {message.delivery_tag for message in messages}
+        items = [(tag, m) for tag, m in self._delivered.items() if tag in given]  # in their order
         self._put_back(items, to_head=True, uncount=True)
         for tag, _ in items:
             virtual.QoS.ack(self, tag)
