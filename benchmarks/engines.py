@@ -193,7 +193,7 @@ def simulated_gpu(settings: WorkerSettings, index: int) -> HashEngine:
     return HashEngine(
         info,
         max_rows=settings.max_rows,
-        token_budget=settings.token_budget or 2**30,
+        token_budget=budget if isinstance(budget := settings.token_budget, int) else 2**30,
         row_tokens=int(os.environ.get("BENCH_ROW_TOKENS", "24")),
         launch_s=float(os.environ.get("BENCH_LAUNCH_MS", "5")) / 1e3,
         token_s=float(os.environ.get("BENCH_TOKEN_US", "100")) / 1e6,

@@ -11,7 +11,7 @@ another job mix. So the budget is found by trying:
   device's, it is run into once an hour and not once a minute. An area that fits where one of its
   size had failed ends that.
 
-`Ceiling` is pure; what one is worth over a restart keeps `worker.ceiling_file`.
+`Ceiling` is pure; what one is worth over a restart keeps `worker.budget_file`.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from celery.utils.log import get_logger
 from golem_tasks.contract import TASKS
 from golem_tasks.errors import GolemError, ModelLoadError
 from worker import runner
+from worker.budget_file import BudgetFile
 from worker.ceiling import Ceiling, warm_up
-from worker.ceiling_file import CeilingFile
 from worker.classifier import Classifier
 from worker.interfaces import DeviceLost, Engine
 from worker.processes import EX_CONFIG, report, settle_garbage
@@ -50,7 +50,7 @@ def start(app: Celery, hostname: str) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         engine = symbol_by_name(settings.engine)(settings, index)
-        remembered = CeilingFile(settings.state_dir, engine.info)
+        remembered = BudgetFile(settings.state_dir, "ceilings", engine.info)
         ceiling = _warm_up(engine, remembered)
     except BaseException as exc:  # noqa: BLE001 - whatever a foreign model raises, the parent hears
         error = exc if isinstance(exc, GolemError) else _unexpected(settings, exc)
@@ -87,7 +87,7 @@ def start(app: Celery, hostname: str) -> None:
     )
 
 
-def _warm_up(engine: Engine, remembered: CeilingFile) -> Ceiling:
+def _warm_up(engine: Engine, remembered: BudgetFile) -> Ceiling:
     """Warm up within what is known of the device's memory; tell and keep what more is learned."""
     # The clock of `Classifier`, which goes on with this ceiling.
     before = Ceiling.start(engine.token_budget, remembered.recall(), time.perf_counter())

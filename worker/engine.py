@@ -18,6 +18,7 @@ import torch
 from golem_tasks.contract import OnLong, TextItem
 from golem_tasks.errors import ConfigurationError, JobError, ModelLoadError
 from worker import calibration
+from worker.budget import find_budget
 from worker.decoding import activation_for
 from worker.device import choose_device, choose_dtype, set_threads
 from worker.encoding import Encoder
@@ -26,10 +27,10 @@ from worker.interfaces import Activation, DeviceLost, Encoded, ModelInfo, Row
 from worker.loading import LoadedModel, Source, find_source, labels_of, load_model, max_tokens_of
 from worker.settings import WorkerSettings
 
-__all__ = ["TorchEngine", "load"]
+__all__ = ["TorchEngine", "build", "load"]
 
 _TOKEN_BUDGETS = {"cpu": 1024, "mps": 4096, "cuda": 16_384}
-"""Padded tokens a micro-batch needs to fill the device; more only adds padding and latency."""
+"""Padded tokens of a micro-batch where nothing was measured."""
 
 _LOST_SIGNS = ("CUDA error", "device-side assert")
 
@@ -71,8 +72,9 @@ class TorchEngine:
     Args:
         source: where the model came from.
         loaded: the model and its tokenizer.
-        settings: the token budget, None taking what suits the device; most rows of a micro-batch;
-            whether to run it through ``torch.compile``, which the warm-up pays for; calibration.
+        settings: the token budget, "auto" taking a usual one for the device; most rows of a
+            micro-batch; whether to run the model through ``torch.compile``, which the warm-up pays
+            for; calibration.
 
     Raises:
         ConfigurationError: the calibration isn't this model's.
@@ -96,7 +98,9 @@ class TorchEngine:
             max_tokens=max_tokens_of(model, tokenizer),
             temperature=_temperature(source, settings.calibration, labels, activation),
         )
-        self.token_budget = settings.token_budget or _TOKEN_BUDGETS[self._device.type]
+        self.token_budget = _TOKEN_BUDGETS[self._device.type]
+        if isinstance(settings.token_budget, int):
+            self.token_budget = settings.token_budget
         self.max_rows = settings.max_rows
         # For any shape from the start: else each new length would be compiled while jobs wait.
         self._compiled = settings.compile
@@ -168,15 +172,10 @@ class TorchEngine:
         single = encoded.rows[0]
         longest = min(self.info.max_tokens, max(token_budget, single.length))
         count = min(self.max_rows, max(1, token_budget // longest))
-        repeats = math.ceil(longest / single.length)
-        long = Row(
-            (single.ids * repeats)[:longest],
-            None if single.type_ids is None else (single.type_ids * repeats)[:longest],
-        )
         if self._compiled:
             # Compiled apart from one row; fewer rows than tokens, lest the two be taken for one.
             self._try([single] * 2, smallest=True)
-        self._try([long] * count, smallest=count * longest == single.length)
+        self._try([single.stretched(longest)] * count, smallest=count * longest == single.length)
         self._try([single], smallest=True)
 
     def _try(self, rows: list[Row], *, smallest: bool) -> None:
@@ -207,6 +206,19 @@ class TorchEngine:
 
 
 def load(settings: WorkerSettings, index: int) -> TorchEngine:
+    """Load the model for model process number `index`, and find its token budget if none is set.
+
+    Raises:
+        ConfigurationError: the device that was asked for isn't there.
+        ModelLoadError: the model can't be loaded.
+    """
+    engine = build(settings, index)
+    if not isinstance(settings.token_budget, int):
+        engine.token_budget = find_budget(engine, settings.state_dir)
+    return engine
+
+
+def build(settings: WorkerSettings, index: int) -> TorchEngine:
     """Load the model for model process number `index`, which picks the device.
 
     Raises:

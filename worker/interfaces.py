@@ -7,6 +7,7 @@ so it runs, and is tested, without a model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -73,6 +74,12 @@ class Row:
     def length(self) -> int:
         """Tokens in the row."""
         return len(self.ids)
+
+    def stretched(self, length: int) -> Row:
+        """A row of so many tokens out of this one's, repeated: for warm-up and measuring."""
+        repeats = math.ceil(length / self.length)
+        types = None if self.type_ids is None else (self.type_ids * repeats)[:length]
+        return Row((self.ids * repeats)[:length], types)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -59,10 +59,10 @@ class WorkerSettings(ClientSettings):
     max_dispatch_tokens: int = Field(
         32_768, ge=1, description="Most estimated tokens in one dispatch to a model process."
     )
-    token_budget: int | None = Field(
-        None,
-        ge=1,
-        description="Padded area of a micro-batch, longest x rows, in tokens; unset: by device.",
+    token_budget: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Padded area of a micro-batch, longest x rows, in tokens; auto: measured at "
+        "the first start on a machine, in some seconds.",
     )
     state_dir: str | None = Field(
         None,

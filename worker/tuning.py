@@ -23,7 +23,10 @@ FIRST = 256
 LAST = 65_536
 _GAIN = 0.02
 """Two doublings in a row that gain less than this end the search: the curve is flat."""
-_REPEATS = 3
+_REPEATS = 5
+_ENOUGH_S = 0.5
+"""A pass that took longer than this, all its runs together, is not repeated any more: short ones
+are what noise distorts."""
 
 Probe = Callable[[int, int], float]
 """Seconds one micro-batch takes, of so many rows (first) of so many tokens (second)."""
@@ -110,6 +113,9 @@ def _speed(probe: Probe, budget: int, max_rows: int, max_tokens: int) -> float:
     for length in lengths:
         rows = min(max_rows, max(1, budget // length))
         probe(rows, length)  # a new shape: memory is allocated and kernels are chosen
+        runs_s = [probe(rows, length)]
+        while len(runs_s) < _REPEATS and sum(runs_s) < _ENOUGH_S:
+            runs_s.append(probe(rows, length))
         # The least of a few: whatever else the machine does only ever adds time.
-        seconds_per_token += min(probe(rows, length) for _ in range(_REPEATS)) / (rows * length)
+        seconds_per_token += min(runs_s) / (rows * length)
     return len(lengths) / seconds_per_token

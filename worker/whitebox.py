@@ -17,7 +17,7 @@ import torch
 from golem_tasks.contract import Limits, OnLong, Options, Prediction, TextItem, check_text
 from golem_tasks.errors import JobError
 from worker.decoding import Decoder, MicroBatch
-from worker.engine import TorchEngine, load
+from worker.engine import TorchEngine, build
 from worker.interfaces import Encoded, ModelInfo, Row
 from worker.settings import WorkerSettings
 
@@ -111,7 +111,7 @@ def open_model(settings: WorkerSettings) -> OpenModel:
     """
     begun_s = time.perf_counter()
     # Not compiled: what is fused into one kernel can't be looked into.
-    engine = load(settings.model_copy(update={"compile": False}), 0)
+    engine = build(settings.model_copy(update={"compile": False}), 0)
     return OpenModel(engine, _since_ms(begun_s))
 
 

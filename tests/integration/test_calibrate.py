@@ -19,7 +19,7 @@ from worker.settings import WorkerSettings
 
 def answer(text: str, **given: object) -> Prediction:
     """One text's prediction by an engine with these settings."""
-    asked = {"device": "cpu", "dtype": "float32", "threads": 1, **given}
+    asked = {"device": "cpu", "dtype": "float32", "threads": 1, "token_budget": 1024, **given}
     engine = load(load_settings(WorkerSettings, **asked), 0)
     [outcome] = Classifier(engine).classify([Work(TextItem(text), Options(), 0.0)]).outcomes
     assert not isinstance(outcome, GolemError)

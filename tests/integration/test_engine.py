@@ -42,7 +42,7 @@ def engine(folder: Path | str, **given: Any) -> TorchEngine:
 
     One thread, since two that wait for each other are slow on a machine that tests keep busy.
     """
-    given = {"device": "cpu", "dtype": "float32", "threads": 1, **given}
+    given = {"device": "cpu", "dtype": "float32", "threads": 1, "token_budget": 1024, **given}
     return load(load_settings(WorkerSettings, model=str(folder), **given), 0)
 
 
@@ -448,7 +448,7 @@ class TestResources:
         works = [Work(item, Options(), 0.0) for item in items(*texts(50))]
         batches = Classifier(loaded).classify(works).micro_batches
         assert all(b.rows <= 3 and (b.rows == 1 or b.rows * b.longest <= 128) for b in batches)
-        assert engine(small()).token_budget > 0
+        assert engine(small()).token_budget == 1024
 
     def test_threads_are_the_cores_over_the_processes(self, small: Callable[..., Path]) -> None:
         """Two processes of one machine don't fight for its cores."""

@@ -22,7 +22,7 @@ from worker.settings import WorkerSettings
 
 def engine(model: str, **given: object) -> TorchEngine:
     """An engine on one thread of the CPU, in float32 unless told otherwise."""
-    asked = {"device": "cpu", "dtype": "float32", "threads": 1, **given}
+    asked = {"device": "cpu", "dtype": "float32", "threads": 1, "token_budget": 1024, **given}
     return load(load_settings(WorkerSettings, model=model, **asked), 0)
 
 
@@ -106,3 +106,15 @@ def test_compiling_without_a_compiler_names_the_remedy(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "ModelLoadError" in done.stderr
     assert "Install a C++ compiler (g++)" in done.stderr.splitlines()[-1]
+
+
+def test_the_token_budget_is_measured_once_and_remembered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real model: the log shows what was measured; the next start takes it from the file."""
+    folder = str(build(tmp_path / "model", seed=7))
+    asked = {"token_budget": "auto", "state_dir": str(tmp_path / "state")}
+    with caplog.at_level("INFO"):
+        found = [engine(folder, **asked).token_budget for _ in range(2)]
+    assert found[0] == found[1] in {256, 512, 1024, 2048, 4096}
+    assert [r.getMessage().startswith("Token budget of") for r in caplog.records].count(True) == 1

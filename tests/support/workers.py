@@ -39,7 +39,9 @@ class WorkerProcess:
         self.log = folder / f"{name}.log"
         self.name = name
         # Never the user's own: what one test's worker learns of its memory isn't the next one's.
-        self._env = {**os.environ, "GOLEM_STATE_DIR": str(folder / "state"), **env}
+        # Nor does each of them measure for seconds how fast the model is.
+        ours = {"GOLEM_STATE_DIR": str(folder / "state"), "GOLEM_TOKEN_BUDGET": "1024"}
+        self._env = {**os.environ, **ours, **env}
         self._command = [
             sys.executable, "-m", "celery", "-A", app, "worker", "--loglevel", "INFO",
             *([] if sociable else ["--without-gossip", "--without-mingle"]),

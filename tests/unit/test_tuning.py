@@ -71,7 +71,7 @@ def test_a_device_that_fits_not_even_the_first_budget_raises() -> None:
 def test_time_bounds_the_search_but_one_budget_is_always_measured() -> None:
     """After the limit no other budget is begun."""
     assert len(Device(1.0, 1e-6).measure([256, 512, 1024], limit_s=0.5)) == 1
-    assert len(Device(0.1, 1e-6).measure([256, 512, 1024], limit_s=1.0)) == 2
+    assert len(Device(0.1, 1e-6).measure([256, 512, 1024], limit_s=1.5)) == 2
 
 
 def test_only_budgets_that_rows_can_fill_are_tried() -> None:

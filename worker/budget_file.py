@@ -1,14 +1,16 @@
-"""What a device had room for, remembered over restarts: one small file for each model on it.
+"""Token budgets learned on this machine, remembered over restarts: a small file for each.
 
 ::
 
-    GOLEM_STATE_DIR/ceilings/<hash>.json    {"model", "revision", "device", "dtype",
-                                             "token_budget", "learned_at"}
+    GOLEM_STATE_DIR/ceilings/<hash>.json    what memory had room for (`worker.ceiling`)
+    GOLEM_STATE_DIR/speeds/<hash>.json      where the device is fast (`worker.tuning`)
 
-A file on the machine, not a key in Redis: the room a model finds is a property of the very device,
-and of whoever shares it, so that one machine's figure would be wrong for the next; and it has to be
-known before the warm-up, also when Redis is away. What is lost with it is little: the first
-micro-batch that doesn't fit teaches it again. So nothing here ever raises: a file that can't be
+    {"model", "revision", "device", "dtype", ..., "token_budget", "learned_at"}
+
+A file on the machine, not a key in Redis: what a model finds is a property of the very device, and
+of whoever shares it, so that one machine's figure would be wrong for the next; and it has to be
+known before the warm-up, also when Redis is away. What is lost with it is little: it is learned
+again. So nothing here ever raises: a file that can't be
 read counts as none, and a disk that can't be written is told once. Processes that share a device
 write the same file, each time whole; the last one counts.
 """
@@ -21,15 +23,17 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from celery.utils.log import get_logger
 
 from worker.interfaces import ModelInfo
 
-__all__ = ["CeilingFile"]
+__all__ = ["BudgetFile", "Kind"]
 
 logger = get_logger(__name__)
+
+Kind = Literal["ceilings", "speeds"]
 
 KEPT_S = 30 * 86_400
 """A figure older than this, in seconds, is no longer believed."""
@@ -40,23 +44,28 @@ MAX_FILES = 64
 _MAX_BYTES = 4096
 
 
-class CeilingFile:
+class BudgetFile:
     """The remembered token budget of one model on one device.
 
     Args:
         state_dir: the folder, `GOLEM_STATE_DIR`; None: ``golem`` in the user's cache.
+        kind: what the budget was learned from.
         info: model, revision, device and dtype, all of which make another file.
+        conditions: what else makes another one.
     """
 
-    def __init__(self, state_dir: str | None, info: ModelInfo) -> None:
+    def __init__(
+        self, state_dir: str | None, kind: Kind, info: ModelInfo, **conditions: int
+    ) -> None:
         self._key = {
             "model": info.name,
             "revision": info.revision,
             "device": info.device,
             "dtype": info.dtype,
+            **conditions,
         }
         digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()
-        self._path = _folder(state_dir) / "ceilings" / f"{digest[:32]}.json"
+        self._path = _folder(state_dir) / kind / f"{digest[:32]}.json"
         self._told = False
 
     def recall(self) -> int | None:

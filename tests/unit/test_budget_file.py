@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_engine import FakeEngine
-from worker.ceiling_file import KEPT_S, MAX_FILES, CeilingFile
+from worker.budget_file import KEPT_S, MAX_FILES, BudgetFile
 
 INFO = FakeEngine().info
 
@@ -23,17 +23,17 @@ def only_file(folder: Path) -> Path:
 
 def test_what_is_stored_is_recalled_by_another_process(tmp_path: Path) -> None:
     """The next process on the same device begins where this one ended."""
-    CeilingFile(str(tmp_path), INFO).store(700)
-    assert CeilingFile(str(tmp_path), INFO).recall() == 700
-    CeilingFile(str(tmp_path), INFO).store(None)
-    assert CeilingFile(str(tmp_path), INFO).recall() is None
+    BudgetFile(str(tmp_path), "ceilings", INFO).store(700)
+    assert BudgetFile(str(tmp_path), "ceilings", INFO).recall() == 700
+    BudgetFile(str(tmp_path), "ceilings", INFO).store(None)
+    assert BudgetFile(str(tmp_path), "ceilings", INFO).recall() is None
 
 
 @pytest.mark.parametrize("field", ["name", "revision", "device", "dtype"])
 def test_each_model_on_each_device_has_its_own(tmp_path: Path, field: str) -> None:
     """Another model, revision, device or dtype has another room."""
-    CeilingFile(str(tmp_path), INFO).store(700)
-    assert CeilingFile(str(tmp_path), replace(INFO, **{field: "other"})).recall() is None
+    BudgetFile(str(tmp_path), "ceilings", INFO).store(700)
+    assert BudgetFile(str(tmp_path), "ceilings", replace(INFO, **{field: "other"})).recall() is None
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_each_model_on_each_device_has_its_own(tmp_path: Path, field: str) -> No
 )
 def test_a_damaged_file_counts_as_none(tmp_path: Path, content: bytes) -> None:
     """It is passed over, and written anew by what is learned next."""
-    file = CeilingFile(str(tmp_path), INFO)
+    file = BudgetFile(str(tmp_path), "ceilings", INFO)
     file.store(700)
     only_file(tmp_path).write_bytes(content)
     assert file.recall() is None
@@ -61,7 +61,7 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("value", [0, -1, "many", None, 1.5])
 def test_an_absurd_figure_counts_as_none(tmp_path: Path, value: object) -> None:
     """Nobody's typing error stops a worker."""
-    file = CeilingFile(str(tmp_path), INFO)
+    file = BudgetFile(str(tmp_path), "ceilings", INFO)
     file.store(700)
     path = only_file(tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "token_budget": value}))
@@ -71,7 +71,7 @@ def test_an_absurd_figure_counts_as_none(tmp_path: Path, value: object) -> None:
 @pytest.mark.parametrize("learned_at", [time.time() - KEPT_S - 60, time.time() + 3600, "then"])
 def test_an_old_figure_is_no_longer_believed(tmp_path: Path, learned_at: object) -> None:
     """Nor one from the future."""
-    file = CeilingFile(str(tmp_path), INFO)
+    file = BudgetFile(str(tmp_path), "ceilings", INFO)
     file.store(700)
     path = only_file(tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text()), "learned_at": learned_at}))
@@ -84,7 +84,7 @@ def test_a_folder_that_cant_be_written_is_told_once(
     """A read-only disk costs the memory of it, not the work; no half-written file is left."""
     in_the_way = tmp_path / "file"
     in_the_way.write_text("not a folder")
-    file = CeilingFile(str(in_the_way), INFO)
+    file = BudgetFile(str(in_the_way), "ceilings", INFO)
     with caplog.at_level(logging.WARNING):
         file.store(700)
         file.store(600)
@@ -97,12 +97,14 @@ def test_a_folder_that_cant_be_written_is_told_once(
 def test_the_folder_stays_small(tmp_path: Path) -> None:
     """The oldest figures go, and with them what a killed process left half-written."""
     for number in range(MAX_FILES + 5):
-        CeilingFile(str(tmp_path), replace(INFO, name=f"model {number}")).store(number + 1)
+        BudgetFile(str(tmp_path), "ceilings", replace(INFO, name=f"model {number}")).store(
+            number + 1
+        )
         for file in (tmp_path / "ceilings").iterdir():
             os.utime(file, ns=(0, file.stat().st_mtime_ns - 10**9))
     assert len(list((tmp_path / "ceilings").iterdir())) == MAX_FILES
-    assert CeilingFile(str(tmp_path), replace(INFO, name="model 0")).recall() is None
-    assert CeilingFile(str(tmp_path), replace(INFO, name="model 68")).recall() == 69
+    assert BudgetFile(str(tmp_path), "ceilings", replace(INFO, name="model 0")).recall() is None
+    assert BudgetFile(str(tmp_path), "ceilings", replace(INFO, name="model 68")).recall() == 69
 
 
 def test_it_lies_in_the_users_cache_unless_set(
@@ -110,9 +112,9 @@ def test_it_lies_in_the_users_cache_unless_set(
 ) -> None:
     """XDG_CACHE_HOME counts, then the home."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    CeilingFile(None, INFO).store(700)
+    BudgetFile(None, "ceilings", INFO).store(700)
     assert only_file(tmp_path / "cache" / "golem").suffix == ".json"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    CeilingFile("~/state", INFO).store(700)
+    BudgetFile("~/state", "ceilings", INFO).store(700)
     assert only_file(tmp_path / "home" / "state").suffix == ".json"

@@ -1,0 +1,42 @@
+"""The token budget a worker finds for itself."""
+
+from pathlib import Path
+
+import pytest
+
+from golem_tasks.errors import InferenceError
+from tests.support.fake_engine import FakeEngine
+from worker import budget
+from worker.budget import find_budget
+
+
+def test_it_is_measured_once_on_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first start measures and keeps it; the next takes what is kept."""
+    first = find_budget(FakeEngine(token_budget=77), str(tmp_path))
+    assert first in {256, 512, 1024, 2048, 4096}
+    monkeypatch.setattr(budget, "measure", None)  # a second measurement would raise
+    assert find_budget(FakeEngine(token_budget=77), str(tmp_path)) == first
+    assert len(list((tmp_path / "speeds").iterdir())) == 1
+
+
+def test_other_rows_are_another_measurement(tmp_path: Path) -> None:
+    """A bound of the rows bounds what a micro-batch can fill."""
+    find_budget(FakeEngine(max_rows=8), str(tmp_path))
+    find_budget(FakeEngine(max_rows=16), str(tmp_path))
+    assert len(list((tmp_path / "speeds").iterdir())) == 2
+
+
+def test_a_device_without_room_for_the_least_gets_the_least(tmp_path: Path) -> None:
+    """The warm-up finds what fits below it; nothing is kept."""
+    assert find_budget(FakeEngine(max_area=100), str(tmp_path)) == 256
+    assert not (tmp_path / "speeds").exists()
+
+
+def test_a_model_that_fails_keeps_its_budget_for_the_warm_up_to_tell(tmp_path: Path) -> None:
+    """What is wrong with it is said there, in one sentence."""
+
+    def broken(texts: list[str]) -> None:
+        raise InferenceError.at("forward", f"broken for {len(texts)} texts")
+
+    assert find_budget(FakeEngine(token_budget=77, on_forward=broken), str(tmp_path)) == 77
+    assert not (tmp_path / "speeds").exists()

@@ -1,0 +1,77 @@
+"""Finds an engine's token budget by measuring it (`worker.tuning`), once on a machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from celery.utils.log import get_logger
+
+from golem_tasks.contract import TextItem
+from worker.budget_file import BudgetFile
+from worker.failures import forget_frames, is_out_of_memory
+from worker.interfaces import Encoded, Engine
+from worker.tuning import FIRST, Measured, budgets_to_try, knee, measure
+
+__all__ = ["find_budget"]
+
+logger = get_logger(__name__)
+
+LIMIT_S = 10.0
+"""Seconds of the device's time after which no further budget is begun."""
+_LAST_ON_CPU = 4096
+"""A larger micro-batch falls out of the caches, and makes everyone in it wait."""
+
+
+def find_budget(engine: Engine, state_dir: str | None) -> int:
+    """The padded tokens of a micro-batch at which the engine is about as fast as it gets.
+
+    What an earlier start found on this machine is taken as it is. An engine that fails otherwise
+    than by memory keeps its own budget: the warm-up that follows says what is wrong with it.
+    """
+    info = engine.info
+    file = BudgetFile(state_dir, "speeds", info, max_rows=engine.max_rows)
+    if (remembered := file.recall()) is not None:
+        return remembered
+    budgets = budgets_to_try(engine.max_rows, info.max_tokens)
+    if info.device == "cpu":
+        budgets = [budget for budget in budgets if budget <= _LAST_ON_CPU]
+    try:
+        found = measure(
+            _probe(engine), budgets, max_rows=engine.max_rows, max_tokens=info.max_tokens,
+            limit_s=LIMIT_S, is_out_of_memory=is_out_of_memory,
+        )  # fmt: skip
+    except Exception as exc:  # noqa: BLE001 - see above
+        out_of_memory = is_out_of_memory(exc)
+        forget_frames(exc)
+        engine.release_memory()
+        return FIRST if out_of_memory else engine.token_budget
+    engine.release_memory()
+    chosen = knee(found)
+    file.store(chosen)
+    logger.info(
+        "Token budget of %s (%s) on %s: %d, by %s",
+        info.name, info.dtype, info.device, chosen, _shown(found),
+    )  # fmt: skip
+    return chosen
+
+
+def _probe(engine: Engine) -> Callable[[int, int], float]:
+    [encoded] = engine.encode([TextItem("warm up")], ["truncate"])
+    if not isinstance(encoded, Encoded):
+        raise encoded
+    row = encoded.rows[0]
+    # On a CPU the process's own time: what else the machine does mustn't look like the model's.
+    clock = time.process_time if engine.info.device == "cpu" else time.perf_counter
+
+    def probe(rows: int, length: int) -> float:
+        micro_batch = [row.stretched(length)] * rows
+        begun_s = clock()
+        engine.launch(micro_batch).logits()
+        return clock() - begun_s
+
+    return probe
+
+
+def _shown(found: list[Measured]) -> str:
+    return ", ".join(f"{each.budget}: {each.tokens_per_s:,.0f} tokens/s" for each in found)
