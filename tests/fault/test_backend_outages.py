@@ -24,7 +24,7 @@ from tests.support.fake_workers import (
 from tests.support.outages import hung
 from tests.support.waiting import wait_until
 
-LEASE = {"GOLEM_LEASE_S": "10"}
+LEASE = {"GOLEM_LEASE_S": "5"}
 
 
 @pytest.fixture

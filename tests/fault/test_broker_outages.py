@@ -23,7 +23,7 @@ from tests.support.outages import SmallDisk, hung, let_pass
 from tests.support.waiting import wait_until
 
 SOCKET_TIMEOUT_S = 1
-LEASE_S = 10
+LEASE_S = 5
 QUICK = {
     "GOLEM_SOCKET_TIMEOUT_S": str(SOCKET_TIMEOUT_S),
     "GOLEM_LEASE_S": str(LEASE_S),

@@ -1,5 +1,6 @@
 """A producer's own Celery app, with tasks that come before and after a classification."""
 
+import json
 import os
 from collections import Counter
 from typing import Any
@@ -33,6 +34,12 @@ def count(predictions: list[dict[str, Any]]) -> dict[str, int]:
 def note(prediction: dict[str, Any], key: str) -> None:
     """Note a label under a Redis key, once for each call."""
     _append(key, prediction["label"])
+
+
+@app.task(name="callbacks.note_all")
+def note_all(results: list[dict[str, Any]], key: str) -> None:
+    """Note the labels of many predictions, or what else was returned, under a Redis key."""
+    _append(key, json.dumps([result.get("label", result) for result in results]))
 
 
 @app.task(name="callbacks.note_failure")
