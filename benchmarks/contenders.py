@@ -153,9 +153,13 @@ class RunningWorker:
         parent = self.pid
         if parent is None:
             return []
-        # "spawn" adds a process that tracks semaphores; one that has ended has no command.
+        # Not what tracks semaphores, nor a tool that an import asks, nor what has ended.
         told = {pid: command(pid) for pid in children(parent)}
-        return [pid for pid, said in told.items() if said and b"_tracker" not in said]
+        return [
+            pid
+            for pid, said in told.items()
+            if b"spawn_main" in said or (b"celery" in said and b"_tracker" not in said)
+        ]
 
     def parent_usage(self) -> Usage:
         """What the main process uses now."""
