@@ -58,7 +58,7 @@ class Burial:
             message = as_sent(request.message._raw)  # noqa: SLF001 - as kombu puts a message back
         except (LookupError, RecursionError, TypeError, ValueError) as exc:
             # No reason to try for ever: its producer is told all the same.
-            logger.error("Job %.200s can't be kept: %s", request.id, type(exc).__name__)  # noqa: TRY400 - no trace: it may hold content
+            logger.error("Job %.200r can't be kept: %s", request.id, type(exc).__name__)  # noqa: TRY400 - no trace: it may hold content
             return
         letter = _letter(request, error, crashes, message, settings)
         keys = Keys.of(settings.global_keyprefix)
@@ -66,7 +66,7 @@ class Burial:
             bury(self._client.eval, keys, letter, message, settings.max_dead_letters)
         except FAILED as exc:
             raise broker_server(settings).unavailable(exc) from exc
-        logger.error("Job %.200s is given up; golem dead show has its message.", request.id)
+        logger.error("Job %.200r is given up; golem dead show has its message.", request.id)
 
 
 def _letter(

@@ -26,6 +26,7 @@ from worker import runner
 from worker.budget_file import BudgetFile
 from worker.ceiling import Ceiling, warm_up
 from worker.classifier import Classifier
+from worker.frames import spare_positions
 from worker.interfaces import DeviceLost, Engine
 from worker.processes import EX_CONFIG, report, settle_garbage
 from worker.runner import Runner, TracerClock
@@ -58,6 +59,7 @@ def start(app: Celery, hostname: str) -> None:
         os._exit(EX_CONFIG)
     clock = TracerClock()
     _install_tracers(app, hostname, clock)
+    spare_positions()
     spare_processes(app)
     classifier = Classifier(
         engine,

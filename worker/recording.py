@@ -139,7 +139,7 @@ class Recorder:
     def _again(self, errand: _Errand, exc: Exception) -> None:
         self._behind = True
         logger.warning(
-            "The end of job %.200s can't be stored (%s); the next try is in %d s.",
+            "The end of job %.200r can't be stored (%s); the next try is in %d s.",
             errand.job_id,
             exc,
             RETRY_S,
@@ -154,7 +154,7 @@ class Recorder:
             try:
                 errand.then(result)
             except Exception:
-                logger.exception("Job %.200s couldn't be settled", errand.job_id)
+                logger.exception("Job %.200r couldn't be settled", errand.job_id)
 
 
 def store_failure(
@@ -178,4 +178,4 @@ def store_failure(
             raise
         # Without the cause's words, which may quote the content.
         kind = type(exc).__name__
-        logger.warning("What follows the failed job %.200s can't be called: %s", task_id, kind)
+        logger.warning("What follows the failed job %.200r can't be called: %s", task_id, kind)

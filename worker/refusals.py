@@ -91,7 +91,7 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         task = headers.get("task")
         context = Context(id=task_id, task=task if isinstance(task, str) else "unknown")
         error = InvalidJob(f"The job is invalid: {reason}.", "message", reason)
-        logger.warning("That message was of job %.200s, which fails", task_id)
+        logger.warning("That message was of job %.200r, which fails", task_id)
         self._fail(task_id, error, context)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
@@ -178,7 +178,7 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         if not self._ours(message):
             return
         logger.warning(
-            "Refused a message of job %.200s (task %.200s, %d bytes): %.200s",
+            "Refused a message of job %.200r (task %.200r, %d bytes): %.200s",
             task_id,
             name,
             len(message.body or ""),
@@ -193,7 +193,7 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
     def _later(self, message: Any, exc: Exception, action: Callable[..., Any], *args: Any) -> None:
         """Keep a message whose end can't be stored, as when Redis is full, and try again."""
         logger.warning(
-            "The end of job %.200s can't be stored (%s); the next try is in %d s.",
+            "The end of job %.200r can't be stored (%s); the next try is in %d s.",
             _job_id(message.headers, message.properties),
             exc,
             RETRY_S,

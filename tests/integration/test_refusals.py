@@ -274,7 +274,7 @@ def test_refusals_wait_while_redis_refuses_to_store_them(
         misspelt = app.send_task("golem.classfy", ["text"], queue=queue)
         expired = send(app, "late", queue=queue, expires=past)
         for result in (misspelt, expired):
-            line = f"The end of job {result.id} can't be stored"
+            line = f"The end of job {result.id!r} can't be stored"
             wait_until(partial(tried_twice, worker, line), "the worker to try twice")
         assert worker.alive
         if trouble == "full":
