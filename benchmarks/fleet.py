@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -16,10 +17,15 @@ from typing import Self
 from benchmarks.contenders import RunningWorker
 from benchmarks.procfs import command
 from benchmarks.report import progress
+from worker.processes import EX_CONFIG
 
-__all__ = ["Absent", "Exit", "Fleet"]
+__all__ = ["OF_ITS_MODEL", "Absent", "Exit", "Fleet"]
 
 _LOOK_S = 0.1
+OF_ITS_MODEL = "SIGKILL of its model"
+"""A worker whose model process is killed while it starts, or three times in a row, gives up."""
+_CODES = {"SIGTERM": 0, OF_ITS_MODEL: EX_CONFIG}
+_GIVES_UP_S = 10.0
 _ORPHAN_S = 20.0
 """A model process may take so long to notice that its worker is gone."""
 
@@ -34,13 +40,15 @@ class Exit:
 
     worker: str
     cause: str
-    """The signal we sent, or ``itself``."""
+    """The signal we sent, `OF_ITS_MODEL`, or ``itself``."""
     code: int | None
 
     @property
     def expected(self) -> bool:
-        """Whether it was killed, or left with code 0 when it was told to leave."""
-        return self.cause == "SIGKILL" or (self.cause == "SIGTERM" and self.code == 0)
+        """Whether it was killed, or left as it should when it was told to, or had no model."""
+        if self.cause in _CODES:
+            return self.code == _CODES[self.cause]
+        return self.cause == "SIGKILL"
 
 
 class Fleet:
@@ -62,6 +70,8 @@ class Fleet:
         self._stop_s = stop_s
         self._told: dict[str, tuple[signal.Signals, float]] = {}
         """What we last sent to each worker's present main process, and when."""
+        self._bereft: dict[str, float] = {}
+        """When a model process of each worker was last killed."""
         self._lock = Lock()
         self._leaving = Event()
         self._pool = ThreadPoolExecutor(1, "supervisor")
@@ -82,6 +92,7 @@ class Fleet:
         if not found:
             raise Absent("no model process is up")
         worker, pid = rng.choice(found)
+        self._bereft[worker.name] = time.monotonic()
         _kill(pid)
         return f"{worker.name} model {pid}"
 
@@ -144,7 +155,10 @@ class Fleet:
     def _look_after(self, worker: RunningWorker) -> None:
         number, at_s = self._told.get(worker.name, (None, 0.0))
         if not worker.alive:
-            ended = Exit(worker.name, number.name if number else "itself", worker.stop())
+            code = worker.stop()
+            bereft = time.monotonic() - self._bereft.get(worker.name, -math.inf) < _GIVES_UP_S
+            itself = OF_ITS_MODEL if bereft and code == EX_CONFIG else "itself"
+            ended = Exit(worker.name, number.name if number else itself, code)
             self._told.pop(worker.name, None)
             self.exits.append(ended)
             if not ended.expected:

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from benchmarks.book import Book, recoveries
 from benchmarks.engines import POISON, expected
 from benchmarks.faults import Fault, Injected, plan_faults
-from benchmarks.fleet import Exit
+from benchmarks.fleet import OF_ITS_MODEL, Exit
 from benchmarks.ledger import Ledger
 from benchmarks.promises import GROWTH_FDS, GROWTH_MIB, Outcome, broken
 from benchmarks.report import Figure
 from benchmarks.soak_figures import answered_over_time, job_times, recovery_times
 from benchmarks.verify import Verdict, judge
+from worker.processes import EX_CONFIG
 
 ALL = tuple(Fault)
 CLEAN = Ledger(100, 100, 0, 0, 0, 0, 0, 0, 0)
@@ -202,6 +203,14 @@ def test_each_broken_promise_of_the_processes_is_said(change: dict[str, Any], sa
     """A worker that ends by itself, or badly, or leaves a process, or was never hit."""
     (sentence,) = broken(replace(GOOD, **change))
     assert said in sentence
+
+
+def test_a_worker_may_give_up_only_where_its_model_was_killed() -> None:
+    """With the code that says so; by itself it may not, whatever the code."""
+    assert Exit("w1", OF_ITS_MODEL, EX_CONFIG).expected
+    assert not Exit("w1", OF_ITS_MODEL, 1).expected
+    assert not Exit("w1", "itself", EX_CONFIG).expected
+    assert not Exit("w1", "SIGTERM", None).expected
 
 
 def test_growth_is_judged_once_the_run_is_long_enough() -> None:
