@@ -9,6 +9,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 # PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" takes the small one.
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# Most tests wait for processes, so a few at a time finish sooner; 0 runs them one after the other.
+TEST_PROCESSES ?= 3
 BENCH ?= plumbing
 BENCH_ARGS ?=
 MINUTES ?= 20
@@ -28,7 +30,7 @@ demo: $(INSTALLED) ## watch sentences travel through an embedded Redis and a rea
 	$(BIN)/golem demo
 
 test: $(INSTALLED) ## run every test (PYTEST_ARGS="tests/unit -k batcher" for some)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## check style and formatting
 	$(BIN)/ruff check
