@@ -58,6 +58,15 @@ def test_engine_compares_the_worker_with_loops_over_the_same_model(tmp_path: Pat
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_leaks_finds_none_in_a_few_thousand_texts() -> None:
+    """Trouble included, every text is accounted for and no tensor outlives its batch."""
+    content = run("leaks", "--texts", "3000", "--threads", "1")
+    figures = content["results"]["golem"]
+    assert figures["tensors_growth"]["median"] == 0
+    # With torch's own caches of prepared shapes it was 135 MiB in bfloat16, and went on growing.
+    assert figures["rss_growth_mib"]["median"] < 100
+
+
 def test_growth_counts_what_each_of_two_workers_did() -> None:
     """Two workers on simulated GPUs share a backlog; the figures say how evenly."""
     content = run(
