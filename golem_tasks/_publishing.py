@@ -3,7 +3,9 @@
 Redis's reply to an LPUSH is the proof that a message is in the queue. Without it there are two
 cases: the connection never carried the message (certainly not sent), or it broke after (uncertain).
 Both are tried again until ``connect_timeout_s`` has passed: under the same id a second copy
-computes the same answer, and delivery is at least once anyway. What a server refuses is not.
+computes the same answer, and delivery is at least once anyway. The copy of an uncertain one is
+marked as redelivered, so that a worker that holds the first looks for it and drops the second. What
+a server refuses is not tried again.
 
 `Delivery` keeps the account and does no I/O; a thread and an event loop drive it alike.
 """
@@ -11,8 +13,10 @@ computes the same answer, and delivery is at least once anyway. What a server re
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import redis
@@ -90,7 +94,7 @@ class Delivery:
             reply = replies[number] if number < len(replies) else None
             if reply is None:
                 self._uncertain.add(message.id)
-                unproven.append(message)
+                unproven.append(_as_copy(message))
             elif isinstance(reply, ResponseError):
                 # An earlier try of it may still have gone through: uncertain stays uncertain.
                 refusal = refusal or reply
@@ -237,6 +241,14 @@ class AsyncPublisher:
 async def _next_chunk(parts: Iterator[list[Message]], *, threaded: bool) -> list[Message] | None:
     # One message is composed already; 500 are worth a thread.
     return await asyncio.to_thread(next, parts, None) if threaded else next(parts, None)
+
+
+def _as_copy(message: Message) -> Message:
+    """The message with the marks kombu gives to one it puts back into its queue."""
+    content = json.loads(message.payload)
+    content["headers"]["redelivered"] = True
+    content["properties"]["delivery_info"]["redelivered"] = True
+    return replace(message, payload=json.dumps(content))
 
 
 def _is_timeout(error: BaseException) -> bool:

@@ -9,6 +9,9 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError
 
 from golem_tasks import Golem, InferenceError, InvalidJob
+from golem_tasks._publishing import Delivery
+from golem_tasks._redis import broker_server
+from golem_tasks._wire import Message
 from golem_tasks.embedded import EmbeddedServer
 from golem_tasks.settings import ClientSettings
 from tests.support.fake_engine import expected_label
@@ -45,6 +48,25 @@ def test_a_deep_queue_fills_its_batches(tmp_path: Path, alone: EmbeddedServer, a
         wait_until(lambda: sum(worker.dispatches) == 1000, "the last batch's line in the log")
         assert sum(worker.dispatches) / len(worker.dispatches) >= 0.8 * 64
         assert worker.runs == dict.fromkeys(texts, 1)
+
+
+def test_a_job_the_producer_sent_twice_is_computed_once(
+    tmp_path: Path, alone: EmbeddedServer
+) -> None:
+    """A connection broke before Redis's reply: the copy that follows waits beside the first."""
+    with Golem(settings=ClientSettings(broker_url=alone.url)) as golem, alone.client() as client:
+        jobs = golem.submit_many([f"text {number}" for number in range(40)])
+        raw = client.lrange("golem", 0, -1)
+        delivery = Delivery(broker_server(golem.settings), [])
+        delivery.begin([Message("any", "golem", each.decode(), 1) for each in raw])
+        delivery.account([])  # no reply came
+        client.lpush("golem", *(message.payload for message in delivery.todo))
+        with FakeWorker(tmp_path, alone) as worker:
+            assert [job.result(60).label for job in jobs] == [
+                expected_label(f"text {number}") for number in range(40)
+            ]
+            wait_until(lambda: not client.exists("golem", "unacked"), "all to be acknowledged")
+            assert worker.runs == {f"text {number}": 1 for number in range(40)}
 
 
 def test_a_lone_job_is_not_kept_waiting_for_company(

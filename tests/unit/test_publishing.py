@@ -1,5 +1,6 @@
 """The account of a bulk submit: whatever breaks when, every id ends in exactly one list."""
 
+import json
 from typing import Any
 
 import pytest
@@ -22,8 +23,9 @@ sizes = st.integers(min_value=1, max_value=400_000)
 
 
 def message(job_id: str, size: int = 10) -> Message:
-    """A message of that size."""
-    return Message(job_id, "golem", "x" * size, size)
+    """A message with a body of that size."""
+    envelope = {"body": "x" * size, "headers": {}, "properties": {"delivery_info": {}}}
+    return Message(job_id, "golem", json.dumps(envelope), size)
 
 
 def failure_of(delivery: Delivery, error: Exception = REFUSAL) -> BrokerUnavailable:
@@ -95,6 +97,19 @@ def test_a_pipeline_without_replies_is_uncertain_until_a_later_try_is_proven() -
     assert str(error).startswith("Of 3 jobs 1 are in the queue, 1 are not and 1 may be: ")
     assert delivery.account([LENGTH]) is None
     assert delivery.todo == []
+
+
+def test_only_what_may_be_in_the_queue_already_is_marked_as_a_copy() -> None:
+    """As kombu marks what it puts back; everything else of the message stays."""
+    delivery = Delivery(SERVER, ["a", "b", "c"])
+    delivery.begin([message("a"), message("b"), message("c")])
+    delivery.account([LENGTH, REFUSAL])
+    refused, uncertain = delivery.todo
+    assert refused == message("b")
+    marked = json.loads(uncertain.payload)
+    assert marked["headers"].pop("redelivered") is True
+    assert marked["properties"]["delivery_info"].pop("redelivered") is True
+    assert marked == json.loads(message("c").payload)
 
 
 def test_a_refusal_after_a_broken_try_stays_uncertain() -> None:
