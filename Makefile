@@ -21,7 +21,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench soak clean distclean
+.PHONY: help demo test lint types docs bench soak clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,11 @@ lint: $(INSTALLED) ## check style and formatting
 types: $(INSTALLED) ## check the type hints
 	$(BIN)/mypy
 
+# The variable silences Material's notice of what will come after MkDocs 1.
+docs: $(INSTALLED) ## build docs/ into site/, which needs no network; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html; its search wants a server: python3 -m http.server --directory site"
+
 bench: $(INSTALLED) ## run a benchmark and print JSON (BENCH=plumbing, BENCH_ARGS=...)
 	$(BIN)/python -m benchmarks.$(BENCH) $(BENCH_ARGS)
 
@@ -46,7 +51,7 @@ soak: $(INSTALLED) ## random kills, hangs and resets for MINUTES=20; fails if a 
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(SOAK_ARGS)
 
 clean: ## remove caches and build output
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv and Debian's redis-server too
@@ -55,5 +60,5 @@ distclean: clean ## remove .venv and Debian's redis-server too
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Golem needs Python 3.11 or newer: install one, or name it with make PYTHON=/path/to/python." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[worker,embedded,dev,bench,examples]"
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[worker,embedded,dev,bench,examples,docs]"
 	touch $@

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +10,13 @@ import pytest
 
 from golem_tasks.embedded import EmbeddedServer
 from golem_tasks.settings import ENV_PREFIX
-from tests.support.markdown import blocks
+from tests.support.markdown import PROMISED, commands, run, run_python, script
 from tests.support.workers import WorkerProcess
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "README.md"
 README = PAGE.read_text("utf-8")
-SHOWN_URL = "redis://127.0.0.1:6379/0"
-PROMISED = re.compile(r"print\(.*#\s*(\w+)$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -31,38 +28,23 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
             yield {**os.environ, **env}
 
 
-def run(command: list[str], env: dict[str, str]) -> str:
-    """Run a command of the README and return what it prints."""
-    done = subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_python_blocks_run_and_print_what_they_promise(environment: dict[str, str]) -> None:
+def test_the_python_blocks_run_and_print_what_they_promise(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     """All blocks, one after the other as a reader pastes them; a comment tells what is printed."""
-    code = "\n".join(blocks(PAGE, "python")).replace(SHOWN_URL, environment["GOLEM_BROKER_URL"])
-    printed = run([sys.executable, "-c", code], environment)
-    promised = PROMISED.findall("\n".join(blocks(PAGE, "python")))
+    code = script(PAGE, environment["GOLEM_BROKER_URL"])
+    promised = PROMISED.findall(code)
     assert len(promised) >= 3
-    lines = printed.splitlines()
+    lines = run_python(code, environment, tmp_path)
     assert [line for line in lines if line in ("POSITIVE", "NEGATIVE")] == promised
 
 
 def test_the_golem_commands_run(environment: dict[str, str]) -> None:
     """Every ``golem`` command of a console block, but for the worker, which already runs."""
-    commands = [
-        line.split("#")[0].strip()
-        for block in blocks(PAGE, "console")
-        for line in block.splitlines()
-        if line.startswith("golem ") and not line.startswith("golem worker")
-    ]
-    assert commands
-    for command in commands:
-        words = re.findall(r'"[^"]*"|\S+', command)
-        arguments = [word.strip('"') for word in words[1:]]
-        run([sys.executable, "-m", "golem_tasks.cli", *arguments], environment)
+    asked = [words for words in commands(PAGE, "golem") if words[1] != "worker"]
+    assert asked
+    for words in asked:
+        run([sys.executable, "-m", "golem_tasks.cli", *words[1:]], environment)
 
 
 def test_the_make_targets_exist() -> None:

@@ -41,16 +41,18 @@ def test_help_is_the_default_and_lists_every_target(checkout: Path) -> None:
     """`make` alone says what there is."""
     listed = re.findall(r"^  make (\w+)", make(checkout), re.MULTILINE)
     assert listed == TARGETS
-    assert {"demo", "test", "lint", "types", "bench", "soak", "clean", "help"} <= set(listed)
+    assert {"demo", "test", "lint", "types", "docs", "bench", "soak", "clean", "help"} <= set(
+        listed
+    )
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "bench", "soak"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "docs", "bench", "soak"])
 def test_a_target_doesnt_install_twice(checkout: Path, target: str) -> None:
     """With an installation newer than its inputs, only the target's own command runs."""
     assert "pip install" not in make(checkout, "-n", target)
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "bench", "soak"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "types", "docs", "bench", "soak"])
 def test_a_target_installs_on_first_use(checkout: Path, target: str) -> None:
     """Without .venv, each target makes it first, with the tested versions."""
     shutil.rmtree(checkout / ".venv")
