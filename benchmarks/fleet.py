@@ -24,7 +24,11 @@ __all__ = ["OF_ITS_MODEL", "Absent", "Exit", "Fleet"]
 _LOOK_S = 0.1
 OF_ITS_MODEL = "SIGKILL of its model"
 """A worker whose model process is killed while it starts, or three times in a row, gives up."""
-_CODES = {"SIGTERM": 0, OF_ITS_MODEL: EX_CONFIG}
+_CODES = {
+    # Before Celery has installed its handlers the signal itself ends a worker, which holds nothing.
+    "SIGTERM": (0, -signal.SIGTERM % 256),
+    OF_ITS_MODEL: (EX_CONFIG,),
+}
 _GIVES_UP_S = 10.0
 _ORPHAN_S = 20.0
 """A model process may take so long to notice that its worker is gone."""
@@ -47,7 +51,7 @@ class Exit:
     def expected(self) -> bool:
         """Whether it was killed, or left as it should when it was told to, or had no model."""
         if self.cause in _CODES:
-            return self.code == _CODES[self.cause]
+            return self.code in _CODES[self.cause]
         return self.cause == "SIGKILL"
 
 
