@@ -133,6 +133,16 @@ def test_the_operators_page_names_every_figure() -> None:
     assert lane - {"queue"} - known == set()
 
 
+def test_the_operators_page_names_every_key_of_ours() -> None:
+    """Those the code writes, and no other; behind a star is what varies."""
+    sources = [path for name in ("golem_tasks", "worker") for path in (ROOT / name).rglob("*")
+               if path.suffix in (".py", ".lua")]  # fmt: skip
+    texts = "\n".join(path.read_text("utf-8") for path in sources)
+    written = set(re.findall(r"golem:[a-z]+(?::[a-z]+)*", texts))
+    documented = column(text_of("operating.md"), 0)
+    assert {key.removesuffix(":*") for key in documented if key.startswith("golem:")} == written
+
+
 def test_the_producers_page_has_every_option_and_every_error() -> None:
     """None that a submit takes, or that a call raises, is missing, and none is made up."""
     page = text_of("producers.md")
