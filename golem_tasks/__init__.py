@@ -1,37 +1,37 @@
 """What a producer needs: contract, clients, errors. Never torch, transformers or the worker.
 
-The clients are loaded when first asked for: they bring Celery, which a worker's child, a settings
-check or ``golem --help`` can do without.
+Every name is loaded when first asked for: the clients bring Celery, which a worker's child, a
+settings check or ``golem --help`` can do without; and while pydantic is still being loaded, the
+``golem`` command already knows what a Ctrl-C means.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from golem_tasks.backlog import Backlog, LaneBacklog, WorkerStats
-from golem_tasks.contract import FailedItem, Limits, Options, Prediction, Predictions
-from golem_tasks.errors import (
-    BrokerUnavailable,
-    ConfigurationError,
-    DeadLetterError,
-    GolemError,
-    InferenceError,
-    InvalidJob,
-    JobError,
-    JobExpired,
-    JobRevoked,
-    ModelLoadError,
-    OutOfMemory,
-    PoisonJob,
-    QueueFull,
-    ResultTimeout,
-    SubmitIncomplete,
-    TextTooLong,
-)
-
+TYPE_CHECKING = False  # type checkers know it by its name; `typing` itself is slow to load
 if TYPE_CHECKING:
+    from typing import Any
+
     from golem_tasks.aio import AsyncGolem, AsyncJob
+    from golem_tasks.backlog import Backlog, LaneBacklog, WorkerStats
     from golem_tasks.client import Golem, Job, SubmitOptions
+    from golem_tasks.contract import FailedItem, Limits, Options, Prediction, Predictions
     from golem_tasks.dead import DeadLetter, DeadLetters
+    from golem_tasks.errors import (
+        BrokerUnavailable,
+        ConfigurationError,
+        DeadLetterError,
+        GolemError,
+        InferenceError,
+        InvalidJob,
+        JobError,
+        JobExpired,
+        JobRevoked,
+        ModelLoadError,
+        OutOfMemory,
+        PoisonJob,
+        QueueFull,
+        ResultTimeout,
+        SubmitIncomplete,
+        TextTooLong,
+    )
 
 __all__ = [
     "AsyncGolem",
@@ -67,18 +67,25 @@ __all__ = [
     "WorkerStats",
 ]
 
-_LAZY = {
-    "AsyncGolem": "golem_tasks.aio",
-    "AsyncJob": "golem_tasks.aio",
-    "DeadLetter": "golem_tasks.dead",
-    "DeadLetters": "golem_tasks.dead",
-    "Golem": "golem_tasks.client",
-    "Job": "golem_tasks.client",
-    "SubmitOptions": "golem_tasks.client",
+_HOMES = {
+    "aio": ("AsyncGolem", "AsyncJob"),
+    "backlog": ("Backlog", "LaneBacklog", "WorkerStats"),
+    "client": ("Golem", "Job", "SubmitOptions"),
+    "contract": ("FailedItem", "Limits", "Options", "Prediction", "Predictions"),
+    "dead": ("DeadLetter", "DeadLetters"),
 }
+"""Where the names live; the rest are errors."""
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> "Any":
+    from importlib import import_module  # noqa: PLC0415 - see the docstring
+
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((home for home, names in _HOMES.items() if name in names), "errors")
+    value = globals()[name] = getattr(import_module(f"golem_tasks.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -18,8 +18,9 @@ import redis.retry
 import redis.sentinel
 from redis.backoff import NoBackoff
 
+from golem_tasks._unavailable import sentence
 from golem_tasks.errors import BrokerUnavailable
-from golem_tasks.settings import ClientSettings, mask_url
+from golem_tasks.settings import ClientSettings
 
 __all__ = [
     "FAILED",
@@ -120,32 +121,8 @@ class Server:
 
     def unavailable(self, error: BaseException) -> BrokerUnavailable:
         """Say in one sentence what is wrong with this server and what to do about it."""
-        where, cause = mask_url(self.url), str(error).strip().rstrip(".") or type(error).__name__
-        if isinstance(error, _LASTING[:2]):
-            text = f"Redis at {where} refused the login ({cause}): correct user and password in "
-        elif isinstance(error, redis.exceptions.InvalidResponse):
-            text = f"What answers at {where} isn't Redis: correct host and port in "
-        elif isinstance(error, redis.exceptions.TimeoutError | TimeoutError):
-            text = f"Redis at {where} didn't answer in time ({cause}): see to it, or correct "
-        elif isinstance(error, redis.sentinel.MasterNotFoundError):
-            text = (
-                f"No Sentinel at {where} names a server for {self.sentinel_master!r}: start them, "
-                "or correct GOLEM_SENTINEL_MASTER, GOLEM_SENTINEL_PASSWORD or "
-            )
-        elif isinstance(error, redis.exceptions.OutOfMemoryError):
-            return BrokerUnavailable(
-                f"Redis at {where} is full ({cause}): let workers empty it, or raise its maxmemory."
-            )
-        elif isinstance(error, redis.exceptions.ResponseError):
-            text = f"Redis at {where} refused a command ({cause}): see to it, or correct "
-        elif self.url.startswith("rediss:"):
-            text = (
-                f"Redis at {where} can't be reached by TLS ({cause}): start it, or correct its "
-                "address and certificates (ssl_ca_certs, ssl_certfile, ssl_keyfile) in "
-            )
-        else:
-            text = f"Redis at {where} can't be reached ({cause}): start it, or correct "
-        return BrokerUnavailable(f"{text}{self.setting}.")
+        text = sentence(error, self.url, self.setting, self.sentinel_master)
+        return BrokerUnavailable(text)
 
     @property
     def _sentinels(self) -> list[tuple[str, int]]:

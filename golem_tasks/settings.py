@@ -8,50 +8,24 @@ traceback can show its password.
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from golem_tasks._urls import fault_of, mask_url
 from golem_tasks.contract import BULK_SUFFIX, DEFAULT_QUEUE, Limits
 from golem_tasks.errors import ConfigurationError
 
-__all__ = ["ENV_PREFIX", "SCHEMES", "ClientSettings", "describe", "load", "mask_url"]
+__all__ = ["ENV_PREFIX", "ClientSettings", "describe", "load", "mask_url"]
 
 ENV_PREFIX = "GOLEM_"
-SCHEMES = ("redis", "rediss", "redis+socket", "unix", "sentinel")
-_SECRET_QUERY = ("password", "pass", "token", "secret", "credential")
-
-
-def mask_url(url: str) -> str:
-    """Return the URL, each of them in a ``;`` list, with its passwords as ``**``."""
-    return ";".join(_mask_one(part) for part in url.split(";"))
-
-
-def _mask_one(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        userinfo, at, host = parts.netloc.rpartition("@")
-        if at:
-            user, colon, _ = userinfo.partition(":")
-            # Without a colon the whole userinfo may be a token somebody pasted.
-            userinfo = f"{user}:**" if colon else "**"
-        query = [
-            (key, "**" if any(word in key.lower() for word in _SECRET_QUERY) else value)
-            for key, value in parse_qsl(parts.query, keep_blank_values=True)
-        ]
-    except ValueError:
-        return "**"
-    query_text = urlencode(query, safe="*/")
-    return urlunsplit((parts.scheme, f"{userinfo}{at}{host}", parts.path, query_text, ""))
 
 
 def _check_url(value: SecretStr) -> SecretStr:
-    scheme, separator, rest = value.get_secret_value().partition("://")
-    if not separator or scheme not in SCHEMES or not rest:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise ValueError(f"must be a Redis URL that begins with one of {known}")
-    return value
+    url = value.get_secret_value().strip()  # a secret's file often ends with a line end
+    if fault := fault_of(url):
+        raise ValueError(fault)
+    return SecretStr(url)
 
 
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_url)]
@@ -153,9 +127,10 @@ def load(cls: type[SettingsT], **given: Any) -> SettingsT:
         reason = first["msg"].removeprefix("Value error, ")
         if first["type"] == "string_pattern_mismatch":  # a pattern says nothing to a person
             reason = f"It should be: {cls.model_fields[field].description}".rstrip(".")
+        where = "in the call" if field in given else "in the environment"
         message = (
             f"{ENV_PREFIX}{field.upper()} can't be used: {reason[0].lower()}{reason[1:]}; "
-            "correct it in the environment or on the command line."
+            f"correct it {where} or on the command line."
         )
         raise ConfigurationError(message) from None
 
