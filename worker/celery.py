@@ -22,7 +22,21 @@ def _build() -> GolemApp:
     result_backend = os.environ.pop("CELERY_RESULT_BACKEND", None)
     if "GOLEM_BROKER_URL" in os.environ:
         return build(load(WorkerSettings))
-    return build(load(WorkerSettings, broker_url=broker_url, result_backend=result_backend))
+    try:
+        settings = load(WorkerSettings, broker_url=broker_url, result_backend=result_backend)
+    except ConfigurationError as exc:
+        raise ConfigurationError(_by_celerys_name(str(exc))) from None
+    return build(settings)
+
+
+def _by_celerys_name(sentence: str) -> str:
+    """Name the variable that was set, where the sentence names ours, which wasn't."""
+    for name in ("BROKER_URL", "RESULT_BACKEND"):
+        if sentence.startswith(f"GOLEM_{name} ") and f"GOLEM_{name}" not in os.environ:
+            said = f"CELERY_{name}, which counts because GOLEM_BROKER_URL is unset, "
+            rest = sentence.removeprefix(f"GOLEM_{name} ")
+            return said + rest.replace("in the call ", "in the environment ")
+    return sentence
 
 
 try:

@@ -12,7 +12,10 @@ waiting for an ETA, whose timers Celery cancels) goes back to the queue at once.
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +25,9 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.utils.log import get_logger
 from celery.worker import state
 from celery.worker.state import active_requests
+from redis.exceptions import ResponseError
 
+from golem_tasks._redis import broker_server
 from worker.intake import Intake
 from worker.refusals import RefusingConsumer
 from worker.transport import Held, QoS
@@ -35,11 +40,17 @@ FIRST_PAUSE_S, MOST_PAUSE_S = 1, 2
 """Whole seconds, for only in between does kombu look whether the worker is told to leave."""
 
 
+REFUSALS_IN_A_ROW_S = 10
+"""Refusals no further apart than this, in seconds, are one trouble."""
+
+
 class SteadyConsumer(RefusingConsumer):
     """Celery's consumer, whose messages outlive their connection."""
 
     held: Held | None = None
     """What was taken off the last channel and waits for the next."""
+    _refused_s = -math.inf
+    """When Redis last refused a command that the connection depends on."""
 
     def connect(self) -> Any:
         """Connect, and let the transport fetch no more than the worker can use."""
@@ -55,9 +66,17 @@ class SteadyConsumer(RefusingConsumer):
         kombu waits 2, 4, 6 and up to 30 s between two tries. So long after a long outage nothing
         ran, and other workers took over what this one held, for its leases had run out.
         """
-        pauses = {"interval_start": FIRST_PAUSE_S, "interval_max": MOST_PAUSE_S}
-        conn.ensure_connection = partial(conn.ensure_connection, **pauses, interval_step=1)
+        conn.ensure_connection = partial(self._ensure, conn.ensure_connection)
         return super().ensure_connected(conn)
+
+    def _ensure(self, ensure: Callable[..., Any], _errback: Any, *args: Any, **options: Any) -> Any:
+        """kombu's, with our pauses, and with our sentence instead of Celery's `_errback`."""
+        pauses = {"interval_start": FIRST_PAUSE_S, "interval_max": MOST_PAUSE_S, "interval_step": 1}
+        return ensure(self._say, *args, **{**options, **pauses})
+
+    def _say(self, exc: BaseException, pause_s: float) -> None:
+        server = broker_server(self.app.golem_settings)
+        logger.error("%s The next try is in %d s.", server.unavailable(exc), pause_s)
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Detach what is held before Celery closes the channel, which would put it all back."""
@@ -72,6 +91,23 @@ class SteadyConsumer(RefusingConsumer):
             # Four lines on what becomes of running tasks, none of which is true here.
             warnings.simplefilter("ignore", CPendingDeprecationWarning)
             super().on_connection_error_after_connected(exc)
+        if isinstance(exc, ResponseError):
+            self._bear_refusal(exc)
+
+    def _bear_refusal(self, exc: ResponseError) -> None:
+        """Say what a Redis refuses that lets us in, and don't ask again at once for ever.
+
+        A replica, say, or one whose user may do too little: Celery connected five times in half a
+        second, paused for one, and so on, with a traceback each time. A first refusal costs no
+        time: after a failover the Sentinels name the new primary.
+        """
+        again = time.monotonic() - self._refused_s < REFUSALS_IN_A_ROW_S
+        pause_s = MOST_PAUSE_S if again else 0
+        self._say(exc, pause_s)
+        over_s = time.monotonic() + pause_s
+        while time.monotonic() < over_s and state.should_stop is state.should_terminate is None:
+            time.sleep(0.1)
+        self._refused_s = time.monotonic()
 
     def on_close(self) -> None:
         """Let Celery clean up, then take back the batches that its pool flush dropped."""

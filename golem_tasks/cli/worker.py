@@ -103,8 +103,11 @@ def command(*, loglevel: str, celery_arguments: tuple[str, ...], **dials: Any) -
     settings = load(WorkerSettings)  # before Celery is loaded, which would say it less well
     if settings.engine == _DEFAULT_ENGINE:
         require_model_side()
-    from worker.celery import app  # noqa: PLC0415 - configures Celery in this process, on import
+    from celery.bin.celery import celery  # noqa: PLC0415 - as above
 
-    code = app.start(["worker", "--loglevel", loglevel, *celery_arguments])
+    # Not app.start(), which drops the exit code of a worker that couldn't start; and with the app
+    # loaded by Celery, after it has read BROKER_URL, which mustn't go before GOLEM_BROKER_URL.
+    arguments = ["--app", "worker", "worker", "--loglevel", loglevel, *celery_arguments]
+    code = celery.main(arguments, standalone_mode=False)
     if code:
         raise click.exceptions.Exit(code)
