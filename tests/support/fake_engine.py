@@ -313,8 +313,9 @@ def load(settings: WorkerSettings, _index: int) -> FakeEngine:
         time.sleep(forward_s)
 
     max_area = environ.get("FAKE_MAX_AREA")
+    budget = _TOKEN_BUDGET if settings.token_budget == "auto" else settings.token_budget
     return FakeEngine(
-        token_budget=int(environ.get("FAKE_TOKEN_BUDGET", settings.token_budget or _TOKEN_BUDGET)),
+        token_budget=int(environ.get("FAKE_TOKEN_BUDGET", budget)),
         max_rows=settings.max_rows,
         max_area=None if max_area is None else int(max_area),
         on_forward=on_forward,
