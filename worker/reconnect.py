@@ -76,7 +76,8 @@ class SteadyConsumer(RefusingConsumer):
 
     def _say(self, exc: BaseException, pause_s: float) -> None:
         server = broker_server(self.app.golem_settings)
-        logger.error("%s The next try is in %d s.", server.unavailable(exc), pause_s)
+        when = f"The next try is in {pause_s:g} s." if pause_s else "Trying again."
+        logger.error("%s %s", server.unavailable(exc), when)
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Detach what is held before Celery closes the channel, which would put it all back."""

@@ -135,7 +135,7 @@ def test_a_worker_that_trusts_another_authority_says_so(tls: TlsServer, tmp_path
     process = FakeWorker(tmp_path, tls, GOLEM_BROKER_URL=url).start(wait=False)
     try:
         wait_until(lambda: "certificate verify failed" in process.text, "the reason in the log")
-        assert "Cannot connect to rediss://worker:**@" in process.text
+        assert "Redis at rediss://worker:**@" in process.text
         assert not [word for word in ("p%40ss", PASSWORDS["worker"]) if word in process.text]
     finally:
         process.stop()

@@ -313,7 +313,7 @@ def load(settings: WorkerSettings, _index: int) -> FakeEngine:
         time.sleep(forward_s)
 
     max_area = environ.get("FAKE_MAX_AREA")
-    budget = _TOKEN_BUDGET if settings.token_budget == "auto" else settings.token_budget
+    budget = settings.token_budget if isinstance(settings.token_budget, int) else _TOKEN_BUDGET
     return FakeEngine(
         token_budget=int(environ.get("FAKE_TOKEN_BUDGET", budget)),
         max_rows=settings.max_rows,
