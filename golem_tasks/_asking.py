@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from redis.exceptions import WatchError
+
 from golem_tasks import backlog
 from golem_tasks._redis import FAILED, Server, is_passing
 from golem_tasks._wire import Meta, Wire
@@ -75,7 +77,10 @@ class Asker:
         key = self._wire.result_key(job_id)
 
         def store(pipe: Any) -> bool:
-            raw = pipe.get(key)
+            try:
+                raw = pipe.get(key)
+            except WatchError as exc:
+                raise _lost(exc) from exc
             if raw is not None and self._wire.is_ready(meta := self._wire.read(raw)):
                 return self._wire.is_revoked(meta)
             _write(pipe, key, self._wire, job_id)
@@ -136,7 +141,10 @@ class AsyncAsker:
         key = self._wire.result_key(job_id)
 
         async def store(pipe: Any) -> bool:
-            raw = await pipe.get(key)
+            try:
+                raw = await pipe.get(key)
+            except WatchError as exc:
+                raise _lost(exc) from exc
             if raw is not None and self._wire.is_ready(meta := self._wire.read(raw)):
                 return self._wire.is_revoked(meta)
             _write(pipe, key, self._wire, job_id)
@@ -166,6 +174,14 @@ class AsyncAsker:
                 return await call(*args)
         except FAILED as exc:
             raise server.unavailable(exc) from exc
+
+
+def _lost(error: WatchError) -> BaseException:
+    """What broke off a transaction's read: redis-py would begin anew, at once and for ever.
+
+    A server that reads its data from disk lets a client WATCH and refuses it the GET.
+    """
+    return error.__context__ or ConnectionError(str(error))
 
 
 def _write(pipe: Any, key: bytes, wire: Wire, job_id: str) -> None:

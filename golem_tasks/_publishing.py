@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 import redis
-from redis.exceptions import ResponseError
+from redis.exceptions import BusyLoadingError, ResponseError
 
 from golem_tasks._redis import FAILED, Server, is_passing
 from golem_tasks._wire import Message
@@ -82,20 +82,20 @@ class Delivery:
             ("LPUSH", message.key, message.payload) for message in self._todo
         )
 
-    def account(self, replies: list[Any]) -> ResponseError | None:
+    def account(self, replies: list[Any]) -> redis.exceptions.RedisError | None:
         """Account for one exchange, whole or broken off; return why Redis refused, if it did.
 
         Args:
             replies: of the first messages to do, in order: a length, or the server's error.
         """
         unproven: list[Message] = []
-        refusal: ResponseError | None = None
+        refusal: redis.exceptions.RedisError | None = None
         for number, message in enumerate(self._todo):
             reply = replies[number] if number < len(replies) else None
             if reply is None:
                 self._uncertain.add(message.id)
                 unproven.append(_as_copy(message))
-            elif isinstance(reply, ResponseError):
+            elif isinstance(reply, ResponseError | BusyLoadingError):
                 # An earlier try of it may still have gone through: uncertain stays uncertain.
                 refusal = refusal or reply
                 unproven.append(message)
@@ -175,6 +175,9 @@ class Publisher:
                     replies.append(connection.read_response())
                 except ResponseError as exc:
                     replies.append(exc)
+                except BusyLoadingError as exc:  # to redis-py a lost connection, but it is a no
+                    replies.append(exc)
+                    raise
         except BaseException:
             # Replies that are still to come must not be taken for the next command's.
             connection.disconnect()
@@ -227,6 +230,9 @@ class AsyncPublisher:
                     replies.append(await connection.read_response())
                 except ResponseError as exc:
                     replies.append(exc)
+                except BusyLoadingError as exc:  # to redis-py a lost connection, but it is a no
+                    replies.append(exc)
+                    raise
         except BaseException:
             # Replies that are still to come must not be taken for the next command's.
             await connection.disconnect(nowait=True)

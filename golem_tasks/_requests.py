@@ -11,9 +11,10 @@ from golem_tasks._wire import Envelope, Message, Wire
 from golem_tasks.contract import CLASSIFY, CLASSIFY_MANY, OnLong, TextItem, parse_job
 from golem_tasks.errors import InvalidJob
 
-__all__ = ["Planned", "SubmitOptions", "batch", "many", "single"]
+__all__ = ["Planned", "SubmitOptions", "batch", "check_id", "listed", "many", "single"]
 
 _MOST_PRIORITY = 9
+_MOST_SECONDS = 1_000_000_000  # thirty years: no date that a clock can't show
 _JSON_BYTES_PER_CHAR = 12  # an astral character is two escapes of six
 _MESSAGE_BYTES = 4_096  # a body without its texts is far smaller
 
@@ -87,7 +88,9 @@ def batch(
         InvalidJob: naming the field and the reason. A single bad text isn't one: it fails alone.
     """
     plan = _plan(wire, given)
-    args = [list(texts)] if text_pairs is None else [list(texts), list(text_pairs)]
+    args = [listed("texts", texts)]
+    if text_pairs is not None:
+        args.append(listed("text_pairs", text_pairs))
     parsed = parse_job(CLASSIFY_MANY, args, plan.options, wire.settings.limits)
     message = _compose(wire, CLASSIFY_MANY, args, plan, _checked_id(job_id), _shown(parsed.items))
     return _one(message, plan)
@@ -122,17 +125,50 @@ def many(
     return Planned(ids, plan.envelope.queue, messages, plan.max_backlog)
 
 
+def listed(field: str, values: Any) -> list[Any]:
+    """Return the texts as a list; a generator, or anything else that yields them, will do.
+
+    Raises:
+        InvalidJob: it is one text, whose letters would be classified each, or nothing of the kind.
+    """
+    one = isinstance(values, str | bytes | bytearray)
+    if one or not isinstance(values, Iterable):
+        kind = "a single string" if one else type(values).__name__
+        raise InvalidJob.because(field, f"must be a list of strings, not {kind}")
+    return list(values)
+
+
+def check_id(job_id: Any, field: str = "job_id") -> None:
+    """Make sure it is a job's id.
+
+    Raises:
+        InvalidJob: it is no string, or an empty one.
+    """
+    if not isinstance(job_id, str) or not job_id:
+        kind = "an empty one" if isinstance(job_id, str) else type(job_id).__name__
+        raise InvalidJob.because(field, f"must be a string, not {kind}")
+
+
 def _one(message: Message, plan: _Plan) -> Planned:
     return Planned([message.id], plan.envelope.queue, [message], plan.max_backlog)
 
 
 def _plan(wire: Wire, given: SubmitOptions) -> _Plan:
     options: dict[str, Any] = dict(given)
+    for name in options.keys() - SubmitOptions.__annotations__.keys():
+        known = ", ".join(SubmitOptions.__annotations__)
+        raise InvalidJob.because(name, f"is not an option; the options are {known}")
     bulk = options.pop("bulk", False)
+    if not isinstance(bulk, bool):
+        raise InvalidJob.because("bulk", "must be True or False")
     expires_s = _seconds("expires_s", options.pop("expires_s", None))
     countdown_s = _seconds("countdown_s", options.pop("countdown_s", None))
     priority = options.pop("priority", 0)
-    if not isinstance(priority, int) or not 0 <= priority <= _MOST_PRIORITY:
+    if (
+        isinstance(priority, bool)
+        or not isinstance(priority, int)
+        or not 0 <= priority <= _MOST_PRIORITY
+    ):
         raise InvalidJob.because("priority", f"must be 0 (the highest) to {_MOST_PRIORITY}")
     queue = wire.settings.bulk_queue if bulk else wire.settings.queue
     max_backlog = _limit(options.pop("max_backlog", wire.settings.max_backlog))
@@ -143,8 +179,9 @@ def _seconds(field: str, value: Any) -> float | None:
     if value is None:
         return None
     # Not "value <= 0": that lets a NaN through.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise InvalidJob.because(field, "must be a number of seconds above 0")
+    fits = isinstance(value, int | float) and 0 < value <= _MOST_SECONDS
+    if isinstance(value, bool) or not fits:
+        raise InvalidJob.because(field, f"must be a number of seconds above 0, to {_MOST_SECONDS}")
     return float(value)
 
 
@@ -159,7 +196,8 @@ def _limit(value: Any) -> int | None:
 def _checked_id(job_id: str | None) -> str:
     if job_id is None:
         return str(uuid4())
-    if not isinstance(job_id, str) or not job_id or not job_id.isprintable() or " " in job_id:
+    check_id(job_id, "task_id")
+    if not job_id.isprintable() or " " in job_id:
         raise InvalidJob.because("task_id", "must be printable text without blanks")
     return job_id
 

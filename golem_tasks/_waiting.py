@@ -149,7 +149,8 @@ class _Wait:
 
     def check_time(self) -> None:
         """Raise `Late` once the time is up."""
-        if self._timeout_s is not None and self.age_s >= self._timeout_s:
+        # Not "age_s >= timeout_s", which a NaN never is.
+        if self._timeout_s is not None and not self.age_s < self._timeout_s:
             raise Late(list(self.pending.values()))
 
     def found(self, results: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[str, Meta]]:

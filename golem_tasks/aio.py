@@ -158,8 +158,9 @@ class AsyncGolem:
 
         Checking and composing happen in a thread, so that the loop goes on meanwhile.
         """
-        pairs = None if text_pairs is None else list(text_pairs)
-        planned = await asyncio.to_thread(_requests.many, self._wire, list(texts), pairs, options)
+        pairs = None if text_pairs is None else _requests.listed("text_pairs", text_pairs)
+        listed = _requests.listed("texts", texts)
+        planned = await asyncio.to_thread(_requests.many, self._wire, listed, pairs, options)
         await self._send(planned)
         return [AsyncJob(self, id_, planned.queue) for id_ in planned.ids]
 
@@ -215,7 +216,12 @@ class AsyncGolem:
                 listener.leave(job.id, future)
 
     def job(self, job_id: str) -> AsyncJob[Prediction | Predictions]:
-        """Pick up a job that was submitted elsewhere or earlier. Asks nobody yet."""
+        """Pick up a job that was submitted elsewhere or earlier. Asks nobody yet.
+
+        Raises:
+            InvalidJob: that is no id.
+        """
+        _requests.check_id(job_id)
         return AsyncJob(self, job_id, None)
 
     async def cancel(self, jobs: Iterable[AsyncJob[Any]]) -> int:

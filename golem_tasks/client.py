@@ -201,8 +201,8 @@ class Golem:
             BrokerUnavailable: Redis is away; nothing was sent.
             SubmitIncomplete: Redis went away half-way; its lists say which jobs are in.
         """
-        pairs = None if text_pairs is None else list(text_pairs)
-        planned = _requests.many(self._wire, list(texts), pairs, options)
+        pairs = None if text_pairs is None else _requests.listed("text_pairs", text_pairs)
+        planned = _requests.many(self._wire, _requests.listed("texts", texts), pairs, options)
         self._send(planned)
         return [Job(self, id_, planned.queue) for id_ in planned.ids]
 
@@ -241,7 +241,12 @@ class Golem:
             raise self._timed_out(late.ids, timeout, waiting[late.ids[0]][0]) from None
 
     def job(self, job_id: str) -> Job[Prediction | Predictions]:
-        """Pick up a job that was submitted elsewhere or earlier. Asks nobody yet."""
+        """Pick up a job that was submitted elsewhere or earlier. Asks nobody yet.
+
+        Raises:
+            InvalidJob: that is no id.
+        """
+        _requests.check_id(job_id)
         return Job(self, job_id, None)
 
     def cancel(self, jobs: Iterable[Job[Any]]) -> int:
