@@ -7,6 +7,9 @@ traceback can show its password.
 
 from __future__ import annotations
 
+import difflib
+import logging
+import os
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
@@ -16,9 +19,15 @@ from golem_tasks._urls import fault_of, mask_url
 from golem_tasks.contract import BULK_SUFFIX, DEFAULT_QUEUE, Limits
 from golem_tasks.errors import ConfigurationError
 
-__all__ = ["ENV_PREFIX", "ClientSettings", "describe", "load", "mask_url"]
+__all__ = ["CLOSE", "ENV_PREFIX", "ClientSettings", "describe", "load", "mask_url"]
+
+logger = logging.getLogger(__name__)
 
 ENV_PREFIX = "GOLEM_"
+CLOSE = 0.8
+"""How alike two names are, 0 to 1, of which one may be the other misspelt."""
+_told: set[str] = set()
+"""Misspelt variables that were told of; once in a process is enough."""
 
 
 def _check_url(value: SecretStr) -> SecretStr:
@@ -116,9 +125,12 @@ SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 def load(cls: type[SettingsT], **given: Any) -> SettingsT:
     """Read settings from the environment; a keyword argument that isn't None goes before it.
 
+    A variable that looks like one of them, misspelt, is told in the log.
+
     Raises:
         ConfigurationError: one sentence that names the setting, its fault and where to set it.
     """
+    _tell_misspelt(cls)
     try:
         return cls(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as exc:
@@ -133,6 +145,21 @@ def load(cls: type[SettingsT], **given: Any) -> SettingsT:
             f"correct it {where} or on the command line."
         )
         raise ConfigurationError(message) from None
+
+
+def _tell_misspelt(cls: type[BaseSettings]) -> None:
+    names = [name.upper() for name in cls.model_fields]
+    for variable in os.environ:
+        name = variable.removeprefix(ENV_PREFIX)
+        if name == variable or name in names or variable in _told:
+            continue
+        # Only what is close: whoever runs us may have variables of his own that begin like ours.
+        if close := difflib.get_close_matches(name, names, n=1, cutoff=CLOSE):
+            _told.add(variable)
+            logger.warning(
+                "%s isn't a setting of Golem and is passed over: did you mean %s%s?",
+                variable, ENV_PREFIX, close[0],
+            )  # fmt: skip
 
 
 def describe(settings: BaseSettings) -> dict[str, str]:

@@ -140,6 +140,8 @@ def open_texts(
         records = _records(path, kind or Format.TXT, column, "standard input", limits)
         yield TextSource("standard input", records, None)
         return
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a folder: name a file in it.")
     kind = kind or format_of(path)
     if kind is Format.PARQUET:
         with _parquet(path, column, limits) as source:
@@ -168,6 +170,8 @@ def _records(
 ) -> Iterator[Line]:
     if kind is Format.PARQUET:
         raise ConfigurationError("Parquet can't be read from a stream: name the file with --file.")
+    if kind is Format.TXT and column is not None:
+        raise ConfigurationError(f"{name} is plain text, without columns: leave --column away.")
     read = {Format.TXT: _txt, Format.CSV: _csv, Format.JSONL: _jsonl}[kind]
     number = 0
     try:
@@ -256,7 +260,7 @@ def _column(columns: Sequence[str], wanted: str | None) -> str:
         return name
     listed = ", ".join(columns[:20])
     raise ConfigurationError(
-        f"The file has no column {name!r}: name the one with the texts with --column; "
+        f"The file has no column {name!r}: name the right one on the command line; "
         f"the columns are {listed}."
     )
 

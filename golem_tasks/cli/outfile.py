@@ -14,6 +14,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -91,11 +92,14 @@ def finished_entries(stream: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], 
     A last line without its end is torn, and left out.
 
     Raises:
-        ValueError: a line that is whole isn't one of ours.
+        ValueError: a line isn't one of ours; a torn one is told by how it begins.
     """
     end = 0
     for number, raw in enumerate(stream, 1):
         if not raw.endswith(b"\n"):
+            ours = f'{{"line": {number}, "text": '.encode()
+            if raw[: len(ours)] != ours[: len(raw)]:  # it would be cut off, and may be a user's all
+                raise ValueError(f"line {number} isn't an answer")
             return
         end += len(raw)
         entry = json.loads(raw)
@@ -122,7 +126,6 @@ class OutFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.failed_path = path.with_suffix(".failed" + (path.suffix or ".jsonl"))
         self.tally = Tally()
         self._failed: IO[bytes] | None = None
         try:
@@ -131,6 +134,7 @@ class OutFile:
             raise ConfigurationError(
                 f"{path} can't be written: {exc.strerror}; name another file with --out."
             ) from exc
+        self.failed_path = path.with_suffix(".failed" + (path.suffix or ".jsonl"))
         self._lock()
 
     def skip_finished(self, lines: Iterator[Line]) -> int:
@@ -159,14 +163,23 @@ class OutFile:
         return self.tally.lines
 
     def write(self, outcomes: Iterable[Outcome]) -> None:
-        """Append answers; they are with the operating system when this returns."""
-        encoded = []
-        for outcome in outcomes:
-            entry = entry_of(outcome)
-            encoded.append(to_bytes(entry))
-            self._count(entry, encoded[-1])
-        self._file.write(b"".join(encoded))
-        self._file.flush()
+        """Append answers; they are with the operating system when this returns.
+
+        Raises:
+            ConfigurationError: the disk is full, or takes no more for another reason.
+        """
+        entries = [entry_of(outcome) for outcome in outcomes]
+        encoded = [to_bytes(entry) for entry in entries]
+        try:
+            self._file.write(b"".join(encoded))
+            self._file.flush()
+            for entry, line in zip(entries, encoded, strict=True):
+                self._count(entry, line)
+        except OSError as exc:
+            raise ConfigurationError(
+                f"{self.path} can't be written on: {exc.strerror}; make room for it, and the same "
+                "command again goes on behind its last whole line."
+            ) from exc
 
     def __enter__(self) -> Self:
         return self
@@ -177,9 +190,10 @@ class OutFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
-        if self._failed is not None:
-            self._failed.close()
+        for file in (self._file, self._failed):
+            if file is not None:
+                with suppress(OSError):  # what it still holds didn't fit, which was said
+                    file.close()
 
     def _lock(self) -> None:
         try:

@@ -118,6 +118,8 @@ class TextReport(Report):
         if self._with_summary and self._tally.lines:
             for line in self._summary(self._tally.lines, ""):
                 click.echo(line, err=True)
+        elif self._with_summary:
+            note("there was no text in it.")
 
 
 class FileReport(Report):

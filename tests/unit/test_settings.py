@@ -1,5 +1,6 @@
 """Settings: what is read, what is refused and how, and that no secret is ever shown."""
 
+from difflib import get_close_matches
 from urllib.parse import quote
 
 import pytest
@@ -11,7 +12,9 @@ from kombu import Connection
 
 from golem_tasks._redis import Server, broker_server, celery_url
 from golem_tasks.errors import ConfigurationError
-from golem_tasks.settings import ClientSettings, describe, load, mask_url
+from golem_tasks.settings import CLOSE, ClientSettings, describe, load, mask_url
+from worker.processes import FOLDER
+from worker.settings import WorkerSettings
 
 SECRET = "hunter2-hunter2"  # noqa: S105 - nobody's
 URLS = [
@@ -92,6 +95,37 @@ def test_a_bad_value_is_one_sentence_that_names_the_setting(
     assert str(caught.value).startswith(said)
     assert str(caught.value).endswith("correct it in the environment or on the command line.")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("GOLEM_BROKER_URLL", "GOLEM_BROKER_URL"),
+        ("GOLEM_BROKERURL", "GOLEM_BROKER_URL"),
+        ("GOLEM_MODLE", "GOLEM_MODEL"),
+        ("GOLEM_LEASE_SS", "GOLEM_LEASE_S"),
+    ],
+)
+def test_a_misspelt_variable_is_told_with_the_setting_it_is_like(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, meant: str
+) -> None:
+    """Once in a process, without its value; a variable like none of ours is nobody's business."""
+    monkeypatch.setattr("golem_tasks.settings._told", set())
+    monkeypatch.setenv(variable, SECRET)
+    monkeypatch.setenv("GOLEM_RELEASE_NOTES", "of somebody's own")
+    load(WorkerSettings)
+    load(WorkerSettings)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{variable} isn't a setting of Golem and is passed over: did you mean {meant}?"
+    ]
+
+
+def test_no_setting_of_a_worker_looks_like_a_misspelt_one_of_a_producer() -> None:
+    """A producer doesn't know the worker's settings, which may stand in the same environment."""
+    ours = [name.upper() for name in ClientSettings.model_fields]
+    others = {name.upper() for name in WorkerSettings.model_fields} - set(ours)
+    internal = {FOLDER.removeprefix("GOLEM_")}
+    assert not [name for name in others | internal if get_close_matches(name, ours, 1, CLOSE)]
 
 
 @pytest.mark.parametrize(
