@@ -169,15 +169,17 @@ class Settlement:
         """The pool call ended without outcomes: sort out who is to blame."""
         cause = getattr(einfo.exception, "exc", einfo.exception)
         open_jobs = [job for job in jobs if not (job.request.settled or job.request.cancelled)]
+        # By what ran, not by what is left of it: a mate that was revoked may have been the culprit.
+        alone = len(jobs) == 1
         if open_jobs and isinstance(cause, _LOST):
             self._intake.recorder.put(
                 open_jobs[0].request.id,
                 partial(self._stored, [job.request.id for job in open_jobs]),
-                lambda metas: self._sort_out(self._without_finished(open_jobs, metas), cause),
+                lambda metas: self._sort_out(self._unfinished(open_jobs, metas), cause, alone),
                 [job.request for job in open_jobs],
             )
         else:
-            self._sort_out(open_jobs, cause)
+            self._sort_out(open_jobs, cause, alone)
 
     def fail(self, request: BatchedRequest, error: Exception) -> None:
         """Settle one job as a FAILURE that the child didn't record: store it, then acknowledge.
@@ -222,12 +224,14 @@ class Settlement:
             einfo=einfo,
         )
 
-    def _sort_out(self, open_jobs: list[Waiting[BatchedRequest]], cause: BaseException) -> None:
-        if len(open_jobs) == 1:
+    def _sort_out(
+        self, open_jobs: list[Waiting[BatchedRequest]], cause: BaseException, alone: bool
+    ) -> None:
+        if open_jobs and alone:
             self._settle_culprit(open_jobs[0], cause)
         elif open_jobs:
             logger.warning(
-                "A batch of %d jobs ended without answers (%r); each runs again alone.",
+                "%d jobs of a batch ended without answers (%r); each runs again alone.",
                 len(open_jobs),
                 cause,
             )
@@ -262,7 +266,7 @@ class Settlement:
         raw = backend.mget([backend.get_key_for_task(task_id) for task_id in task_ids])
         return [backend.decode_result(value) if value else None for value in raw]
 
-    def _without_finished(
+    def _unfinished(
         self, jobs: list[Waiting[BatchedRequest]], metas: Sequence[dict[str, Any] | None]
     ) -> list[Waiting[BatchedRequest]]:
         """Acknowledge the jobs whose result is stored; return the others."""

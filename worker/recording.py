@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from celery import states
-from celery.exceptions import BackendError
+from celery.exceptions import BackendError, TaskRevokedError
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -27,7 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.results import refuses_for_now
 
-__all__ = ["RETRY_S", "Recorder", "store_failure"]
+__all__ = ["RETRY_S", "Recorder", "store_failure", "store_revocation"]
 
 logger = get_logger(__name__)
 
@@ -169,13 +169,32 @@ def store_failure(
         redis.exceptions.RedisError, BackendError, OperationalError: Redis is away or refuses.
     """
     backend.store_result(task_id, error, states.FAILURE, traceback=traceback, request=context)
-    if not (context.chord or context.errbacks or context.chain):
-        return
+    if context.chord or context.errbacks or context.chain:
+        _tell(task_id, lambda: backend.mark_as_failure(task_id, error, traceback, request=context))
+
+
+def store_revocation(
+    backend: Any, task_id: str, reason: str, context: Any, *, store_result: bool
+) -> None:
+    """Store a job as REVOKED, then count it in its chord; as `store_failure` otherwise.
+
+    Raises:
+        redis.exceptions.RedisError, BackendError, OperationalError: Redis is away or refuses.
+    """
+    error = TaskRevokedError(reason)
+    if store_result:
+        backend.store_result(task_id, error, states.REVOKED, traceback=None, request=context)
+    if context.chord:
+        _tell(task_id, lambda: backend.on_chord_part_return(context, states.REVOKED, error))
+
+
+def _tell(task_id: str, call: Callable[[], Any]) -> None:
+    """Call what follows a job; what can't be called at all mustn't be tried for ever."""
     try:
-        backend.mark_as_failure(task_id, error, traceback, request=context)
+        call()
     except Exception as exc:
         if isinstance(exc, _AWAY) or (isinstance(exc, ResponseError) and refuses_for_now(exc)):
             raise
         # Without the cause's words, which may quote the content.
         kind = type(exc).__name__
-        logger.warning("What follows the failed job %.200r can't be called: %s", task_id, kind)
+        logger.warning("What follows job %.200r can't be called: %s", task_id, kind)

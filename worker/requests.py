@@ -16,7 +16,7 @@ from celery.utils.log import get_logger
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from worker.recording import Recorder
+from worker.recording import Recorder, store_revocation
 
 __all__ = ["BatchedRequest"]
 
@@ -75,8 +75,8 @@ class BatchedRequest(Request):  # type: ignore[misc]  # Celery ships no types
         self.send_event("task-revoked", terminated=terminated, signum=signum, expired=expired)
         self._recorder.put(
             self.id,
-            lambda: self.task.backend.mark_as_revoked(
-                self.id, reason, request=self._context, store_result=self.store_errors
+            lambda: store_revocation(
+                self.task.backend, self.id, reason, self._context, store_result=self.store_errors
             ),
             lambda _: self._revocation_stored(terminated, signum, expired),
             [self],

@@ -240,3 +240,22 @@ def test_11_what_follows_a_terminated_job(
         check(send_all(app, ["afterwards"]), ["afterwards"])
         assert "after it" not in worker.runs
     assert nothing_held(alone)
+
+
+def test_12_a_hanging_job_is_terminated_before_its_hard_time_limit(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Done: of two jobs in a batch one hangs; it is terminated, then the limit kills the batch.
+
+    Must hold: the one that is left isn't taken for the culprit: it runs again, and is answered.
+    """
+    hanging, good = send_all(app, ["hang", "innocent"], time_limit=6)
+    with FakeWorker(tmp_path, alone):
+        wait_until(lambda: len(jobs_of(app, "active")) == 2, "both to run")
+        app.control.revoke(
+            hanging.id, terminate=True, destination=["w1@test"], reply=True, timeout=10
+        )
+        check([good], ["innocent"])
+        with pytest.raises(TaskRevokedError, match="terminated"):
+            hanging.get(timeout=60)
+    assert nothing_held(alone)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
-from celery.exceptions import NotRegistered
+from celery.exceptions import NotRegistered, TaskRevokedError
 from celery.result import AsyncResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from golem_tasks import InvalidJob, Prediction, Predictions
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_workers import FakeWorker, check, producer_for, send
+from tests.support.waiting import wait_until
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
@@ -175,4 +176,19 @@ def test_whatever_is_called_compressed_its_producer_hears_of_it(
     for task_id in ids:
         value = AsyncResult(task_id, app=producer).get(timeout=60, propagate=False)
         assert isinstance(value, InvalidJob | NotRegistered), repr(value)
+    assert worker.alive
+
+
+def test_an_expired_job_of_a_chord_nobody_can_count(
+    producer: Celery, worker: FakeWorker, broker: redis.Redis
+) -> None:
+    """Its group's name can't be a key: it is REVOKED and acknowledged once, not tried for ever."""
+    task_id, expired = str(uuid.uuid4()), "2020-01-01T00:00:00+00:00"
+    body = json.dumps([["a text"], {}, {"chord": {"task": "x"}}]).encode()
+    extra = {"group": "\ud800", "group_index": 0, "expires": expired}
+    broker.lpush("golem", envelope(body, extra, task_id))
+    check([send(producer, "good")], ["good"])
+    with pytest.raises(TaskRevokedError, match="expired"):
+        AsyncResult(task_id, app=producer).get(timeout=60)
+    wait_until(lambda: not broker.exists("unacked"), "it to be acknowledged")
     assert worker.alive
