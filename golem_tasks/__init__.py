@@ -10,12 +10,15 @@ if TYPE_CHECKING:
     from typing import Any
 
     from golem_tasks.aio import AsyncGolem, AsyncJob
+    from golem_tasks.aio_bulk import AsyncBulk
     from golem_tasks.backlog import Backlog, LaneBacklog, WorkerStats
+    from golem_tasks.bulk import Bulk
     from golem_tasks.client import Golem, Job, SubmitOptions
     from golem_tasks.contract import FailedItem, Limits, Options, Prediction, Predictions
     from golem_tasks.dead import DeadLetter, DeadLetters
     from golem_tasks.errors import (
         BrokerUnavailable,
+        BulkNotFound,
         ConfigurationError,
         DeadLetterError,
         GolemError,
@@ -32,12 +35,16 @@ if TYPE_CHECKING:
         SubmitIncomplete,
         TextTooLong,
     )
+    from golem_tasks.progress import Progress
 
 __all__ = [
+    "AsyncBulk",
     "AsyncGolem",
     "AsyncJob",
     "Backlog",
     "BrokerUnavailable",
+    "Bulk",
+    "BulkNotFound",
     "ConfigurationError",
     "DeadLetter",
     "DeadLetterError",
@@ -59,6 +66,7 @@ __all__ = [
     "PoisonJob",
     "Prediction",
     "Predictions",
+    "Progress",
     "QueueFull",
     "ResultTimeout",
     "SubmitIncomplete",
@@ -70,9 +78,12 @@ __all__ = [
 _HOMES = {
     "aio": ("AsyncGolem", "AsyncJob"),
     "backlog": ("Backlog", "LaneBacklog", "WorkerStats"),
+    "aio_bulk": ("AsyncBulk",),
+    "bulk": ("Bulk",),
     "client": ("Golem", "Job", "SubmitOptions"),
     "contract": ("FailedItem", "Limits", "Options", "Prediction", "Predictions"),
     "dead": ("DeadLetter", "DeadLetters"),
+    "progress": ("Progress",),
 }
 """Where the names live; the rest are errors."""
 

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 from redis.exceptions import WatchError
 
 from golem_tasks import backlog
+from golem_tasks._groups import group_key
 from golem_tasks._redis import FAILED, Server, is_passing
+from golem_tasks._waiting import slices
 from golem_tasks._wire import Meta, Wire
 from golem_tasks.backlog import Counted
 
@@ -56,14 +58,37 @@ class Asker:
         raw = ask(self._wire.backend, self._backend.get, self._wire.result_key(job_id))
         return self._wire.read(raw) if raw else None
 
-    def revoke(self, job_id: str) -> bool:
-        """Store REVOKED, and publish it, unless the job has ended; whether it is revoked now."""
-        return bool(ask(self._wire.backend, self._revoke, job_id))
+    def group(self, group_id: str) -> bytes | None:
+        """What is stored as the record of a group, if anything is."""
+        raw: bytes | None = ask(
+            self._wire.backend, self._backend.get, group_key(self._wire.settings, group_id)
+        )
+        return raw
+
+    def revoke(self, job_ids: Sequence[str]) -> list[str]:
+        """Store REVOKED, and publish it, for each that hasn't ended; those that are revoked now."""
+        server, held = self._wire.backend, []
+        for part in slices(job_ids):
+            new, old = _split(part, ask(server, self._store_revoked, part))
+            ask(server, self._publish_revoked, new)
+            held += new
+            stored = ask(server, self._backend.mget, _keys(self._wire, old)) if old else []
+            for job_id, raw in zip(old, stored, strict=True):
+                known = _was_revoked(self._wire, raw)
+                if known or (known is None and ask(server, self._revoke, job_id)):
+                    held.append(job_id)
+        return held
 
     def forget(self, job_ids: Sequence[str]) -> int:
         """Delete what is stored of these jobs; how many had something."""
-        keys = [self._wire.result_key(job_id) for job_id in job_ids]
-        return int(ask(self._wire.backend, self._backend.delete, *keys)) if keys else 0
+        return sum(
+            ask(self._wire.backend, self._backend.delete, *_keys(self._wire, part))
+            for part in slices(job_ids)
+        )
+
+    def forget_group(self, group_id: str) -> None:
+        """Delete the record of a group."""
+        ask(self._wire.backend, self._backend.delete, group_key(self._wire.settings, group_id))
 
     def queue_length(self, queues: Sequence[str]) -> int:
         """Jobs that wait in these queues, on all their priority lists."""
@@ -72,6 +97,16 @@ class Asker:
     def count(self) -> Counted:
         """Count the backlog, in one round trip."""
         return ask(self._wire.broker, self._count)
+
+    def _store_revoked(self, job_ids: Sequence[str]) -> list[Any]:
+        with self._backend.pipeline(transaction=False) as pipe:
+            _add_revoked(pipe, self._wire, job_ids)
+            return list(pipe.execute())
+
+    def _publish_revoked(self, job_ids: Sequence[str]) -> None:
+        with self._backend.pipeline(transaction=False) as pipe:
+            _tell_revoked(pipe, self._wire, job_ids)
+            pipe.execute()
 
     def _revoke(self, job_id: str) -> Any:
         key = self._wire.result_key(job_id)
@@ -117,25 +152,61 @@ class AsyncAsker:
 
     async def stored(self, job_id: str) -> Meta | None:
         """What is stored as a job's result, if anything is."""
-        raw = await self._ask(self._wire.backend, self._backend.get, self._wire.result_key(job_id))
+        raw = await self.ask(self._wire.backend, self._backend.get, self._wire.result_key(job_id))
         return self._wire.read(raw) if raw else None
 
-    async def revoke(self, job_id: str) -> bool:
-        """Store REVOKED, and publish it, unless the job has ended; whether it is revoked now."""
-        return bool(await self._ask(self._wire.backend, self._revoke, job_id))
+    async def group(self, group_id: str) -> bytes | None:
+        """What is stored as the record of a group, if anything is."""
+        raw: bytes | None = await self.ask(
+            self._wire.backend, self._backend.get, group_key(self._wire.settings, group_id)
+        )
+        return raw
+
+    async def revoke(self, job_ids: Sequence[str]) -> list[str]:
+        """Store REVOKED, and publish it, for each that hasn't ended; those that are revoked now."""
+        server, held = self._wire.backend, []
+        for part in slices(job_ids):
+            new, old = _split(part, await self.ask(server, self._store_revoked, part))
+            await self.ask(server, self._publish_revoked, new)
+            held += new
+            keys = _keys(self._wire, old)
+            stored = await self.ask(server, self._backend.mget, keys) if old else []
+            for job_id, raw in zip(old, stored, strict=True):
+                known = _was_revoked(self._wire, raw)
+                if known or (known is None and await self.ask(server, self._revoke, job_id)):
+                    held.append(job_id)
+        return held
 
     async def forget(self, job_ids: Sequence[str]) -> int:
         """Delete what is stored of these jobs; how many had something."""
-        keys = [self._wire.result_key(job_id) for job_id in job_ids]
-        return int(await self._ask(self._wire.backend, self._backend.delete, *keys)) if keys else 0
+        forgotten = 0
+        for part in slices(job_ids):
+            keys = _keys(self._wire, part)
+            forgotten += await self.ask(self._wire.backend, self._backend.delete, *keys)
+        return forgotten
+
+    async def forget_group(self, group_id: str) -> None:
+        """Delete the record of a group."""
+        key = group_key(self._wire.settings, group_id)
+        await self.ask(self._wire.backend, self._backend.delete, key)
 
     async def queue_length(self, queues: Sequence[str]) -> int:
         """Jobs that wait in these queues, on all their priority lists."""
-        return int(await self._ask(self._wire.broker, self._lengths, queues))
+        return int(await self.ask(self._wire.broker, self._lengths, queues))
 
     async def count(self) -> Counted:
         """Count the backlog, in one round trip."""
-        return await self._ask(self._wire.broker, self._count)
+        return await self.ask(self._wire.broker, self._count)
+
+    async def _store_revoked(self, job_ids: Sequence[str]) -> list[Any]:
+        async with self._backend.pipeline(transaction=False) as pipe:
+            _add_revoked(pipe, self._wire, job_ids)
+            return list(await pipe.execute())
+
+    async def _publish_revoked(self, job_ids: Sequence[str]) -> None:
+        async with self._backend.pipeline(transaction=False) as pipe:
+            _tell_revoked(pipe, self._wire, job_ids)
+            await pipe.execute()
 
     async def _revoke(self, job_id: str) -> Any:
         key = self._wire.result_key(job_id)
@@ -164,7 +235,12 @@ class AsyncAsker:
             backlog.ask(pipe, settings, lists)
             return backlog.counted(settings, lists, await pipe.execute())
 
-    async def _ask(self, server: Server, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+    async def ask(self, server: Server, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Ask once more if the connection turns out to be closed.
+
+        Raises:
+            BrokerUnavailable: the server is away or refuses.
+        """
         try:
             try:
                 return await call(*args)
@@ -184,11 +260,40 @@ def _lost(error: WatchError) -> BaseException:
     return error.__context__ or ConnectionError(str(error))
 
 
+def _keys(wire: Wire, job_ids: Sequence[str]) -> list[bytes]:
+    return [wire.result_key(job_id) for job_id in job_ids]
+
+
 def _write(pipe: Any, key: bytes, wire: Wire, job_id: str) -> None:
     record = wire.revoked(job_id)
     pipe.multi()
     pipe.set(key, record, ex=wire.settings.result_expires_s)
     pipe.publish(key, record)
+
+
+def _add_revoked(pipe: Any, wire: Wire, job_ids: Sequence[str]) -> None:
+    """Store it where nothing is stored; what is there is left alone."""
+    for job_id in job_ids:
+        record, expires_s = wire.revoked(job_id), wire.settings.result_expires_s
+        pipe.set(wire.result_key(job_id), record, ex=expires_s, nx=True)
+
+
+def _tell_revoked(pipe: Any, wire: Wire, job_ids: Sequence[str]) -> None:
+    for job_id in job_ids:
+        pipe.publish(wire.result_key(job_id), wire.revoked(job_id))
+
+
+def _split(job_ids: Sequence[str], stored: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """Those that were stored, and those where something was already."""
+    both = list(zip(job_ids, stored, strict=True))
+    return [id_ for id_, ok in both if ok], [id_ for id_, ok in both if not ok]
+
+
+def _was_revoked(wire: Wire, raw: bytes | None) -> bool | None:
+    """Whether it ended by being revoked; None: it hasn't ended, or its record has just expired."""
+    if raw is None or not wire.is_ready(meta := wire.read(raw)):
+        return None
+    return wire.is_revoked(meta)
 
 
 def _measure(pipe: Any, wire: Wire, queues: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import redis.asyncio as aredis
 
 from golem_tasks._asking import AsyncAsker
+from golem_tasks._awaiting import AsyncWaiter
 from golem_tasks._listener import Listener
 from golem_tasks._publishing import AsyncPublisher
 from golem_tasks._wire import Wire
@@ -27,8 +28,10 @@ class Loop:
         )
         client = aredis.Redis(connection_pool=backend)
         self.publisher = AsyncPublisher(wire.broker, broker)
+        self.recorder = AsyncPublisher(wire.backend, backend)
         self.asker = AsyncAsker(wire, aredis.Redis(connection_pool=broker), client)
         self.listener = Listener(wire, client, subscribers)
+        self.waiter = AsyncWaiter(wire, client, self.listener)
 
     async def aclose(self) -> None:
         """Close every connection of this loop."""

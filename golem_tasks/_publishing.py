@@ -1,6 +1,6 @@
-"""LPUSH of composed messages in pipelines, and an exact account of what became of each.
+"""Composed messages sent in pipelines, and an exact account of what became of each.
 
-Redis's reply to an LPUSH is the proof that a message is in the queue. Without it there are two
+Redis's reply to its command is the proof that a message is in the queue. Without it there are two
 cases: the connection never carried the message (certainly not sent), or it broke after (uncertain).
 Both are tried again until ``connect_timeout_s`` has passed: under the same id a second copy
 computes the same answer, and delivery is at least once anyway. The copy of an uncertain one is
@@ -53,7 +53,7 @@ class Delivery:
 
     Args:
         server: where they go.
-        ids: every id of the submit, in order.
+        ids: every job of the submit, in order; other messages, such as its record, aren't counted.
     """
 
     def __init__(self, server: Server, ids: list[str]) -> None:
@@ -79,7 +79,8 @@ class Delivery:
     def packed(self, connection: Any) -> Any:
         """Encode what is left to send, as redis-py sends it."""
         return connection.pack_commands(
-            ("LPUSH", message.key, message.payload) for message in self._todo
+            (message.command, message.key, message.payload, *message.options)
+            for message in self._todo
         )
 
     def account(self, replies: list[Any]) -> redis.exceptions.RedisError | None:
@@ -124,10 +125,10 @@ class Delivery:
 
     def _failure(self, error: BaseException) -> BrokerUnavailable:
         plain = self._server.unavailable(error)
-        if not self._sent and not self._uncertain:
-            return plain
         sent = [id_ for id_ in self._ids if id_ in self._sent]
         uncertain = [id_ for id_ in self._ids if id_ in self._uncertain]
+        if not sent and not uncertain:
+            return plain
         known = self._sent | self._uncertain
         unsent = [id_ for id_ in self._ids if id_ not in known]
         text = (

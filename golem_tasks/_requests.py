@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 from uuid import uuid4
 
+from golem_tasks._groups import group_record
 from golem_tasks._wire import Envelope, Message, Wire
 from golem_tasks.contract import CLASSIFY, CLASSIFY_MANY, OnLong, TextItem, parse_job
 from golem_tasks.errors import InvalidJob
@@ -101,15 +102,25 @@ def many(
     texts: Sequence[str],
     text_pairs: Sequence[str | None] | None,
     given: SubmitOptions,
-) -> Planned:
+) -> tuple[Planned, Message]:
     """Check every text, so that a bad one means nothing is sent; compose while sending.
+
+    Returns them and the record of the submit, whose id is the submit's.
 
     Raises:
         InvalidJob: naming the first bad text, such as ``texts[3]``, and the reason.
     """
     plan = _plan(wire, given)
-    if not texts:
-        return Planned([], plan.envelope.queue, (), plan.max_backlog)
+    items = _checked(wire, texts, text_pairs, plan) if texts else []
+    ids = [str(uuid4()) for _ in items]
+    messages = (_compose_item(wire, item, plan, id_) for item, id_ in zip(items, ids, strict=True))
+    planned = Planned(ids, plan.envelope.queue, messages, plan.max_backlog)
+    return planned, group_record(wire.settings, str(uuid4()), ids)
+
+
+def _checked(
+    wire: Wire, texts: Sequence[str], text_pairs: Sequence[str | None] | None, plan: _Plan
+) -> list[TextItem]:
     limits = wire.settings.limits.model_copy(update={"max_texts": len(texts)})
     parsed = parse_job(CLASSIFY_MANY, [texts, text_pairs], plan.options, limits)
     items: list[TextItem] = []
@@ -117,12 +128,10 @@ def many(
         if isinstance(item, InvalidJob):
             raise item
         items.append(item)
-    ids = [str(uuid4()) for _ in items]
     for item in items:
         if item.chars * _JSON_BYTES_PER_CHAR + _MESSAGE_BYTES > limits.max_message_bytes:
             _compose_item(wire, item, plan, "size check")
-    messages = (_compose_item(wire, item, plan, id_) for item, id_ in zip(items, ids, strict=True))
-    return Planned(ids, plan.envelope.queue, messages, plan.max_backlog)
+    return items
 
 
 def listed(field: str, values: Any) -> list[Any]:

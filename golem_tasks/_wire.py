@@ -73,12 +73,14 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One job on its way: LPUSH `payload` to `key`."""
+    """One job on its way, or what is written beside it: `command`, `key`, `payload`, `options`."""
 
     id: str
     key: str
     payload: str
     body_bytes: int
+    command: str = "LPUSH"
+    options: tuple[str, ...] = ()
 
 
 class _Channel(virtual.Channel):
@@ -107,6 +109,7 @@ class Wire:
         self.backend = backend_server(settings)
         self._app = _producer_app(settings)
         self._store = _result_store(self._app, settings)
+        self._result_prefix: bytes = self._store.task_keyprefix
         # Made here, before threads share them: Celery makes them when first used.
         self._create = self._app.amqp.create_task_message
         self._send = self._app.amqp.send_task_message
@@ -177,8 +180,7 @@ class Wire:
 
     def result_key(self, job_id: str) -> bytes:
         """Key, and channel, of a job's result."""
-        key: bytes = self._store.get_key_for_task(job_id)
-        return key
+        return self._result_prefix + job_id.encode()
 
     def read(self, raw: bytes) -> Meta:
         """Decode what is stored under a result key; what can't be decoded reads as a failure."""

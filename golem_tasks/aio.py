@@ -4,7 +4,8 @@
 
     async with AsyncGolem("redis://127.0.0.1:6379/0") as golem:
         print((await golem.classify("I love this", timeout=30)).label)
-        async for job in golem.as_completed(await golem.submit_many(texts, bulk=True)):
+        bulk = await golem.submit_many(texts, bulk=True)
+        async for job in bulk.completed():
             print(job.id, (await job.result()).scores)
 """
 
@@ -12,28 +13,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack, cast
 from weakref import WeakKeyDictionary
 
 from golem_tasks import _requests
 from golem_tasks._admission import admit_async
+from golem_tasks._groups import group_ids
 from golem_tasks._loop import Loop
 from golem_tasks._requests import Planned, SubmitOptions
-from golem_tasks._waiting import result_timeout
-from golem_tasks._wire import Answer, Meta, Wire
+from golem_tasks._waiting import Late, result_timeout
+from golem_tasks._wire import Answer, Message, Meta, Wire
+from golem_tasks.aio_bulk import AsyncBulk
 from golem_tasks.backlog import Backlog
-from golem_tasks.client import PENDING, settings_of
+from golem_tasks.client import PENDING
 from golem_tasks.contract import Prediction, Predictions
 from golem_tasks.errors import BrokerUnavailable, ResultTimeout
-from golem_tasks.settings import ClientSettings
+from golem_tasks.settings import ClientSettings, settings_of
 
 __all__ = ["AsyncGolem", "AsyncJob"]
 
 AnswerT_co = TypeVar("AnswerT_co", bound=Answer, covariant=True)
-T = TypeVar("T")
 
 
 class AsyncJob(Generic[AnswerT_co]):
@@ -153,16 +154,19 @@ class AsyncGolem:
         texts: Iterable[str],
         text_pairs: Iterable[str | None] | None = None,
         **options: Unpack[SubmitOptions],
-    ) -> list[AsyncJob[Prediction]]:
+    ) -> AsyncBulk:
         """Send many texts, a job each, in pipelines; see `golem_tasks.client.Golem.submit_many`.
 
         Checking and composing happen in a thread, so that the loop goes on meanwhile.
         """
         pairs = None if text_pairs is None else _requests.listed("text_pairs", text_pairs)
         listed = _requests.listed("texts", texts)
-        planned = await asyncio.to_thread(_requests.many, self._wire, listed, pairs, options)
-        await self._send(planned)
-        return [AsyncJob(self, id_, planned.queue) for id_ in planned.ids]
+        planned, record = await asyncio.to_thread(
+            _requests.many, self._wire, listed, pairs, options
+        )
+        await self._send(planned, record)
+        make: partial[AsyncJob[Prediction]] = partial(AsyncJob, self, queue=planned.queue)
+        return AsyncBulk(self, record.id, planned.ids, make, begun=True)
 
     async def classify(
         self,
@@ -190,30 +194,20 @@ class AsyncGolem:
             ResultTimeout: `timeout` seconds have passed; what was yielded stays done.
             BrokerUnavailable: the result backend refuses, or can't be reached at all.
         """
-        clock = asyncio.get_running_loop().time
-        deadline = None if timeout is None else clock() + timeout
-        listener = self._loop().listener
-        ended: asyncio.Queue[tuple[AsyncJob[AnswerT_co], asyncio.Future[Meta]]] = asyncio.Queue()
-        waiting: dict[AsyncJob[AnswerT_co], asyncio.Future[Meta]] = {}
-        try:
-            for job in jobs:
-                if job._meta is not None:  # noqa: SLF001 - the client and its jobs are one
-                    yield job
-                elif job not in waiting:
-                    waiting[job] = future = listener.expect(job.id)
-                    future.add_done_callback(partial(_put, ended, job))
-            while waiting:
-                left_s = None if deadline is None else max(0.0, deadline - clock())
-                try:
-                    job, future = await _next(ended, left_s)
-                except TimeoutError:
-                    raise await self._timed_out(list(waiting), timeout) from None
-                listener.leave(job.id, waiting.pop(job))
-                job._meta = future.result()  # noqa: SLF001 - as above
+        waiting: dict[str, list[AsyncJob[AnswerT_co]]] = {}
+        for job in jobs:
+            if job._meta is None:  # noqa: SLF001 - the client and its jobs are one
+                waiting.setdefault(job.id, []).append(job)
+            else:
                 yield job
-        finally:
-            for job, future in waiting.items():
-                listener.leave(job.id, future)
+        try:
+            async with aclosing(self._loop().waiter.wait(list(waiting), timeout)) as ended:
+                async for job_id, meta in ended:
+                    for job in waiting.pop(job_id):
+                        job._meta = meta  # noqa: SLF001 - as above
+                        yield job
+        except Late as late:
+            raise await self._timed_out(late.ids, timeout, waiting[late.ids[0]][0]) from None
 
     def job(self, job_id: str) -> AsyncJob[Prediction | Predictions]:
         """Pick up a job that was submitted elsewhere or earlier. Asks nobody yet.
@@ -224,13 +218,20 @@ class AsyncGolem:
         _requests.check_id(job_id)
         return AsyncJob(self, job_id, None)
 
+    async def bulk(self, bulk_id: str) -> AsyncBulk:
+        """Pick up a submit of another process; see `golem_tasks.client.Golem.bulk`."""
+        _requests.check_id(bulk_id, "bulk_id")
+        raw = await self._loop().asker.group(bulk_id)
+        ids = await asyncio.to_thread(group_ids, self.settings, bulk_id, raw)
+        make: partial[AsyncJob[Prediction]] = partial(AsyncJob, self, queue=None)
+        return AsyncBulk(self, bulk_id, ids, make, begun=False)
+
     async def cancel(self, jobs: Iterable[AsyncJob[Any]]) -> int:
         """Cancel jobs and return how many of them will not be answered.
 
         See `golem_tasks.client.Golem.cancel`.
         """
-        asker = self._loop().asker
-        held = [job.id for job in jobs if await asker.revoke(job.id)]
+        held = await self._loop().asker.revoke([job.id for job in jobs])
         if held:
             await asyncio.to_thread(self._wire.broadcast_revoke, held)
         return len(held)
@@ -264,17 +265,13 @@ class AsyncGolem:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _send(self, planned: Planned) -> None:
+    async def _send(self, planned: Planned, *records: Message) -> None:
         loop = self._loop()
         await admit_async(planned, loop.asker.count)
+        await loop.recorder.publish([], records)
         await loop.publisher.publish(planned.ids, planned.messages)
 
     def _loop(self) -> Loop:
@@ -300,24 +297,13 @@ class AsyncGolem:
         with suppress(BrokerUnavailable):
             if await job.done():
                 return cast("Meta", job._meta)  # noqa: SLF001 - the client and its jobs are one
-        raise await self._timed_out([job], timeout_s)
+        raise await self._timed_out([job.id], timeout_s, job)
 
     async def _timed_out(
-        self, jobs: Sequence[AsyncJob[Any]], timeout_s: float | None
+        self, ids: Sequence[str], timeout_s: float | None, job: AsyncJob[Any]
     ) -> ResultTimeout:
         try:
-            state, length = await jobs[0].state(), await self.queue_length(jobs[0].queue)
+            state, length = await job.state(), await self.queue_length(job.queue)
         except BrokerUnavailable:
             state, length = "UNKNOWN", -1
-        return result_timeout([job.id for job in jobs], timeout_s, state, length)
-
-
-def _put(
-    ended: asyncio.Queue[tuple[T, asyncio.Future[Meta]]], job: T, future: asyncio.Future[Meta]
-) -> None:
-    ended.put_nowait((job, future))
-
-
-async def _next(ended: asyncio.Queue[T], left_s: float | None) -> T:
-    async with asyncio.timeout(left_s):
-        return await ended.get()
+        return result_timeout(ids, timeout_s, state, length)

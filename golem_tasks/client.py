@@ -1,17 +1,9 @@
-"""The producer's client for threads: submit texts, wait for answers, cancel.
-
-::
-
-    with Golem("redis://127.0.0.1:6379/0") as golem:
-        print(golem.classify("I love this", timeout=30).label)
-        for job in golem.as_completed(golem.submit_many(texts, bulk=True)):
-            print(job.id, job.result().scores)
-"""
+"""The producer's client for threads: submit texts, wait for answers, cancel."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
+from functools import partial
 from typing import Any, Generic, Self, TypeVar, Unpack, cast
 
 import redis
@@ -19,14 +11,16 @@ import redis
 from golem_tasks import _requests
 from golem_tasks._admission import admit
 from golem_tasks._asking import Asker
+from golem_tasks._groups import group_ids
 from golem_tasks._publishing import Publisher
 from golem_tasks._requests import Planned, SubmitOptions
 from golem_tasks._waiting import Late, Waiter, result_timeout
-from golem_tasks._wire import Answer, Meta, Wire
+from golem_tasks._wire import Answer, Message, Meta, Wire
 from golem_tasks.backlog import Backlog
+from golem_tasks.bulk import Bulk
 from golem_tasks.contract import Prediction, Predictions
 from golem_tasks.errors import BrokerUnavailable, ResultTimeout
-from golem_tasks.settings import ClientSettings, load
+from golem_tasks.settings import ClientSettings, settings_of
 
 __all__ = ["Golem", "Job", "SubmitOptions"]
 
@@ -106,11 +100,12 @@ class Job(Generic[AnswerT_co]):
 class Golem:
     """A producer's connection to the queue. Thread-safe: one serves a whole web application.
 
-    Three lines to use it::
+    Four lines to use it::
 
-        golem = Golem("redis://127.0.0.1:6379/0")
-        prediction = golem.classify("I love this", timeout=30)
-        print(prediction.label, prediction.score)
+        with Golem("redis://127.0.0.1:6379/0") as golem:
+            print(golem.classify("I love this", timeout=30).label)
+            for job in golem.submit_many(texts, bulk=True).completed():
+                print(job.id, job.result().scores)
 
     Nothing is opened before the first submit, and no global Celery app is touched.
 
@@ -142,6 +137,7 @@ class Golem:
         broker = redis.Redis(connection_pool=self._broker_pool)
         backend = redis.Redis(connection_pool=self._backend_pool)
         self._publisher = Publisher(self._wire.broker, self._broker_pool)
+        self._recorder = Publisher(self._wire.backend, self._backend_pool)
         self._waiter = Waiter(self._wire, backend, self._subscribers)
         self._asker = Asker(self._wire, broker, backend)
 
@@ -192,8 +188,10 @@ class Golem:
         texts: Iterable[str],
         text_pairs: Iterable[str | None] | None = None,
         **options: Unpack[SubmitOptions],
-    ) -> list[Job[Prediction]]:
+    ) -> Bulk:
         """Send many texts, a job each, in pipelines; return the jobs in the order of the texts.
+
+        Their ids are recorded for as long as an answer is kept: `bulk` finds them in any process.
 
         Raises:
             InvalidJob: a text breaks the contract; nothing was sent.
@@ -202,9 +200,11 @@ class Golem:
             SubmitIncomplete: Redis went away half-way; its lists say which jobs are in.
         """
         pairs = None if text_pairs is None else _requests.listed("text_pairs", text_pairs)
-        planned = _requests.many(self._wire, _requests.listed("texts", texts), pairs, options)
-        self._send(planned)
-        return [Job(self, id_, planned.queue) for id_ in planned.ids]
+        listed = _requests.listed("texts", texts)
+        planned, record = _requests.many(self._wire, listed, pairs, options)
+        self._send(planned, record)
+        make: partial[Job[Prediction]] = partial(Job, self, queue=planned.queue)
+        return Bulk(self, record.id, planned.ids, make, begun=True)
 
     def classify(
         self,
@@ -234,7 +234,7 @@ class Golem:
                 yield job
         try:
             for job_id, meta in self._waiter.wait(list(waiting), timeout):
-                for job in waiting[job_id]:
+                for job in waiting.pop(job_id):
                     job._meta = meta  # noqa: SLF001 - as above
                     yield job
         except Late as late:
@@ -249,6 +249,19 @@ class Golem:
         _requests.check_id(job_id)
         return Job(self, job_id, None)
 
+    def bulk(self, bulk_id: str) -> Bulk:
+        """Pick up a `submit_many` of another process, or a group that a Celery producer saved.
+
+        Raises:
+            BulkNotFound: it has expired, or there never was one.
+            InvalidJob: that is no id.
+            BrokerUnavailable: the result backend can't be asked.
+        """
+        _requests.check_id(bulk_id, "bulk_id")
+        ids = group_ids(self.settings, bulk_id, self._asker.group(bulk_id))
+        make: partial[Job[Prediction]] = partial(Job, self, queue=None)
+        return Bulk(self, bulk_id, ids, make, begun=False)
+
     def cancel(self, jobs: Iterable[Job[Any]]) -> int:
         """Cancel jobs and return how many of them will not be answered.
 
@@ -260,7 +273,7 @@ class Golem:
         Raises:
             BrokerUnavailable: the result backend can't be reached.
         """
-        held = [job.id for job in jobs if self._asker.revoke(job.id)]
+        held = self._asker.revoke([job.id for job in jobs])
         if held:
             self._wire.broadcast_revoke(held)
         return len(held)
@@ -301,16 +314,12 @@ class Golem:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self, planned: Planned) -> None:
+    def _send(self, planned: Planned, *records: Message) -> None:
         admit(planned, self._asker.count)
+        self._recorder.publish([], records)
         self._publisher.publish(planned.ids, planned.messages)
 
     def _timed_out(self, ids: Sequence[str], timeout: float | None, job: Job[Any]) -> ResultTimeout:
@@ -319,9 +328,3 @@ class Golem:
         except BrokerUnavailable:
             state, length = "UNKNOWN", -1
         return result_timeout(ids, timeout, state, length)
-
-
-def settings_of(settings: ClientSettings | None, given: dict[str, Any]) -> ClientSettings:
-    """Read the settings; what is given goes before `settings`, and that before the environment."""
-    base = {} if settings is None else settings.model_dump()
-    return load(ClientSettings, **{**base, **{k: v for k, v in given.items() if v is not None}})

@@ -15,6 +15,7 @@
     ├── QueueFull                 the backlog would exceed the producer's own limit (producer)
     ├── BrokerUnavailable         Redis can't be reached (broker)
     │   └── SubmitIncomplete      Redis went away half-way through a bulk submit (broker)
+    ├── BulkNotFound              there is no record of a bulk submit, or none any more (producer)
     ├── DeadLetterError           a dead letter isn't there, or can't be requeued (operator)
     ├── ConfigurationError        a setting can't be used (operator)
     └── ModelLoadError            the model can't be loaded (operator)
@@ -30,6 +31,7 @@ from typing import Any
 
 __all__ = [
     "BrokerUnavailable",
+    "BulkNotFound",
     "ConfigurationError",
     "DeadLetterError",
     "GolemError",
@@ -198,6 +200,19 @@ class SubmitIncomplete(BrokerUnavailable):
         self.sent: list[str] = sent or []
         self.unsent: list[str] = unsent or []
         self.uncertain: list[str] = uncertain or []
+
+
+class BulkNotFound(GolemError, LookupError):
+    """Raised when there is no record of a bulk submit: expired, or never made in this Redis.
+
+    Args:
+        message: the whole sentence.
+        bulk_id: the id asked for.
+    """
+
+    def __init__(self, message: str, bulk_id: str = "") -> None:
+        super().__init__(message, bulk_id)
+        self.bulk_id = bulk_id
 
 
 class DeadLetterError(GolemError):

@@ -19,7 +19,7 @@ from golem_tasks._urls import fault_of, mask_url
 from golem_tasks.contract import BULK_SUFFIX, DEFAULT_QUEUE, Limits
 from golem_tasks.errors import ConfigurationError
 
-__all__ = ["CLOSE", "ENV_PREFIX", "ClientSettings", "describe", "load", "mask_url"]
+__all__ = ["CLOSE", "ENV_PREFIX", "ClientSettings", "describe", "load", "mask_url", "settings_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +160,12 @@ def _tell_misspelt(cls: type[BaseSettings]) -> None:
                 "%s isn't a setting of Golem and is passed over: did you mean %s%s?",
                 variable, ENV_PREFIX, close[0],
             )  # fmt: skip
+
+
+def settings_of(settings: ClientSettings | None, given: dict[str, Any]) -> ClientSettings:
+    """Read the settings; what is given goes before `settings`, and that before the environment."""
+    base = {} if settings is None else settings.model_dump()
+    return load(ClientSettings, **{**base, **{k: v for k, v in given.items() if v is not None}})
 
 
 def describe(settings: BaseSettings) -> dict[str, str]:

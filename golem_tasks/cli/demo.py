@@ -8,7 +8,7 @@ import queue as queues
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -183,7 +183,7 @@ def _together(golem: Golem, console: Console) -> tuple[list[Arrival], float]:
     sent: dict[str, tuple[str, float]] = {}
     jobs: list[Job[Prediction]] = []
 
-    def remember(some: list[Job[Prediction]], texts: tuple[str, ...], at_s: float) -> None:
+    def remember(some: Sequence[Job[Prediction]], texts: tuple[str, ...], at_s: float) -> None:
         jobs.extend(some)
         sent.update({job.id: (text, at_s) for job, text in zip(some, texts, strict=True)})
 

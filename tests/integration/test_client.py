@@ -138,9 +138,10 @@ def test_one_bad_text_among_many_means_nothing_is_sent(
     """Even the last of more than one pipeline."""
     with pytest.raises(InvalidJob, match=r"texts\[1200\] is empty"):
         golem.submit_many(["fine"] * 1_200 + [""])
-    assert golem.submit_many([]) == []
     with server.client() as client:
         assert client.dbsize() == 0
+    assert list(golem.submit_many([])) == []
+    assert golem.queue_length() == 0
 
 
 def test_a_message_over_the_limit_is_refused_before_anything_is_sent(
