@@ -122,7 +122,11 @@ def test_the_client_for_threads(guarded: AclServer, worker: FakeWorker, go: Path
         with pytest.raises(JobRevoked):
             cancelled.result(60)
         assert golem.job(jobs[0].id).state == "SUCCESS"
-        assert golem.forget(jobs) == len(jobs)
+        again = golem.bulk(jobs.id)
+        assert [answer.label for answer in again.results(60)] == labels(TEXTS)
+        assert (again.done, again.failed, again.cancel()) == (len(TEXTS), 0, 0)
+        assert golem.submit_many(["never mind"] * 600, bulk=True, countdown_s=60).cancel() == 600
+        assert again.forget() == len(jobs)
         assert golem.submit("with room", max_backlog=100).result(60)
         assert golem.backlog().workers
     assert worker.alive
@@ -137,7 +141,9 @@ async def test_the_client_for_asyncio(guarded: AclServer) -> None:
         answers = await asyncio.gather(*(job.result(60) for job in jobs))
         assert [answer.label for answer in answers] == labels(TEXTS)
         await (await golem.submit("never mind", bulk=True)).cancel()
-        assert await golem.forget(jobs) == len(jobs)
+        again = await golem.bulk(jobs.id)
+        assert (await again.progress()).done == len(TEXTS)
+        assert await again.forget() == len(jobs)
     assert not refused(guarded)
 
 

@@ -10,6 +10,7 @@ def threads(golem: Golem) -> str:
     golem.submit("text", on_long="cut")  # wrong
     golem.submit_many(["a"], task_id="one for many")  # wrong
     predictions: list[Prediction] = golem.submit_many(["a"])  # wrong
+    golem.submit_many(["a"]).append("b")  # wrong
     return predictions[0].lable  # wrong
 
 
