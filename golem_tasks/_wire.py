@@ -38,8 +38,7 @@ from kombu.utils.json import dumps
 from pydantic import ValidationError
 from redis.exceptions import NoPermissionError
 
-from golem_tasks import errors
-from golem_tasks._redis import FAILED, backend_server, broker_server, celery_url, sentinel_options
+from golem_tasks import _redis, errors
 from golem_tasks.contract import SENT_AT_HEADER, Prediction, Predictions
 from golem_tasks.errors import InvalidJob, JobError, JobExpired, JobRevoked
 from golem_tasks.settings import ClientSettings
@@ -105,8 +104,8 @@ class Wire:
 
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
-        self.broker = broker_server(settings)
-        self.backend = backend_server(settings)
+        self.broker: _redis.Server = _redis.broker_server(settings)
+        self.backend: _redis.Server = _redis.backend_server(settings)
         self._app = _producer_app(settings)
         self._store = _result_store(self._app, settings)
         self._result_prefix: bytes = self._store.task_keyprefix
@@ -248,11 +247,11 @@ class Wire:
             "socket_timeout": timeout_s,
             "max_retries": 1,
         }
-        url = celery_url(self.broker.url)
+        url = _redis.celery_url(self.broker.url)
         try:
             with Connection(url, transport_options=options) as connection:
                 self._app.control.revoke(list(job_ids), connection=connection)
-        except (OperationalError, *FAILED) as exc:
+        except (OperationalError, *_redis.FAILED) as exc:
             cause = exc.__cause__ or exc  # kombu puts its own error round redis-py's
             logger.log(
                 logging.DEBUG if isinstance(cause, NoPermissionError) else logging.WARNING,
@@ -288,14 +287,14 @@ def _producer_app(settings: ClientSettings) -> Any:
 
 def _result_store(app: Any, settings: ClientSettings) -> Any:
     # By URL, not app.backend: that one obeys CELERY_RESULT_BACKEND before any configuration.
-    cls, url = backends.by_url(celery_url(settings.backend), app.loader)
+    cls, url = backends.by_url(_redis.celery_url(settings.backend), app.loader)
     return cls(app=app, url=url)
 
 
 def _transport_options(settings: ClientSettings) -> dict[str, Any]:
     return {
         "global_keyprefix": settings.global_keyprefix,
-        **sentinel_options(settings),
+        **_redis.sentinel_options(settings),
     }
 
 
