@@ -21,7 +21,7 @@ from golem_tasks.errors import ConfigurationError
 
 __all__ = ["CLOSE", "ENV_PREFIX", "ClientSettings", "describe", "load", "mask_url", "settings_of"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 ENV_PREFIX = "GOLEM_"
 CLOSE = 0.8
