@@ -260,8 +260,14 @@ def result_timeout(
         if length < 0
         else f"{length} {'job waits' if length == 1 else 'jobs wait'} in the queue"
     )
+    # Not waiting and not answered: with a worker now, or nothing is known of it.
+    unknown = (
+        "; a job nobody knows looks the same: one whose answer has expired (GOLEM_RESULT_EXPIRES_S)"
+        " or was forgotten"
+    )
     text = (
         f"{which} did not end within {timeout:g} s (state {state}, {queue}): "
-        "wait again, and see that a worker runs on this queue."
+        "wait again, and see that a worker runs on this queue"
+        f"{unknown if state == 'PENDING' and length == 0 else ''}."
     )
     return ResultTimeout(text, ids[0], state, length)

@@ -10,6 +10,7 @@ import gc
 import os
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
 from billiard import current_process
@@ -21,7 +22,7 @@ from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 
 from golem_tasks.contract import TASKS
-from golem_tasks.errors import GolemError, ModelLoadError
+from golem_tasks.errors import ConfigurationError, GolemError, ModelLoadError
 from worker import runner
 from worker.budget_file import BudgetFile
 from worker.ceiling import Ceiling, warm_up
@@ -36,6 +37,8 @@ from worker.sparing import spare_processes
 __all__ = ["COLLECT_AFTER", "set_environment", "start"]
 
 logger = get_logger(__name__)
+
+_OF_THE_WORKER_EXTRA = ("huggingface_hub", "numpy", "safetensors", "torch", "transformers")
 
 COLLECT_AFTER = 20_000
 """Containers made between two garbage collections, some hundred jobs' worth; Python has 700."""
@@ -66,7 +69,7 @@ def start(app: Celery, hostname: str) -> None:
     begun_s = time.monotonic()
     set_environment()
     try:
-        engine = symbol_by_name(settings.engine)(settings, index)
+        engine = _loader(settings.engine)(settings, index)
         remembered = BudgetFile(settings.state_dir, "ceilings", engine.info)
         ceiling = _warm_up(engine, remembered)
     except BaseException as exc:  # noqa: BLE001 - whatever a foreign model raises, the parent hears
@@ -102,6 +105,33 @@ def start(app: Celery, hostname: str) -> None:
         dtype=info.dtype,
         device=info.device,
         token_budget=ceiling.tokens,
+    )
+
+
+def _loader(name: str) -> Callable[[WorkerSettings, int], Engine]:
+    """Find the function that loads the engine.
+
+    Raises:
+        ConfigurationError: there is none, or a package it needs isn't installed.
+    """
+    try:
+        found: Callable[[WorkerSettings, int], Engine] = symbol_by_name(name)
+    except ModuleNotFoundError as exc:
+        if exc.name in _OF_THE_WORKER_EXTRA:
+            raise ConfigurationError(
+                f"The model's side isn't installed (there is no {exc.name}): "
+                "pip install 'golem-tasks[worker]'."
+            ) from exc
+        raise _no_engine(name, exc) from exc
+    except (ImportError, AttributeError) as exc:
+        raise _no_engine(name, exc) from exc
+    return found
+
+
+def _no_engine(name: str, exc: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"GOLEM_ENGINE={name} can't be used: {exc}; unset it for the engine of Golem's own, or "
+        "name a function this worker can import, as module:function."
     )
 
 

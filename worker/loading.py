@@ -7,6 +7,7 @@ refused: a head without trained weights, a tokenizer without a vocabulary, two l
 
 from __future__ import annotations
 
+import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,12 @@ def find_source(settings: WorkerSettings) -> Source:
     if name == EMBEDDED_MODEL:
         cause = "its files aren't in the installed package"
         raise ModelLoadError.of(name, cause, "Install golem-tasks again from a complete wheel.")
+    if difflib.get_close_matches(name.lower(), [EMBEDDED_MODEL], cutoff=0.8):
+        cause = "there is no such folder, and no model of that name comes with Golem"
+        raise ModelLoadError.of(name, cause, f"The one that does is {EMBEDDED_MODEL}.")
+    if folder.is_file():
+        cause = "it is a file"
+        raise ModelLoadError.of(name, cause, "Name the folder it is in.")
     if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name:
         cause = f"there is no such folder (working directory: {Path.cwd()})"
         raise ModelLoadError.of(name, cause, "Set GOLEM_MODEL to a folder or a hub id.")
@@ -231,6 +238,16 @@ _EXPLANATIONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "Save it again with save_pretrained().",
     ),
     (
+        ("is not a valid JSON file", "JSONDecodeError"),
+        "its config.json or tokenizer files aren't JSON",
+        "Copy or download it again.",
+    ),
+    (
+        ("Permission denied", "PermissionError"),
+        "this user may not read its files",
+        "Grant the user of the worker the right to read them.",
+    ),
+    (
         ("for this kind of AutoModel",),
         "its architecture has no sequence classification head",
         "Choose a model for text classification.",
@@ -246,7 +263,7 @@ _EXPLANATIONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "Ask for access on its page, and set HF_TOKEN.",
     ),
     (
-        ("not a valid model identifier", "Repository Not Found", "Repo id must be"),
+        ("not a valid model identifier", "Repository Not Found", "Repo id must"),
         "there is no such folder, and no such model on the hub",
         "Check GOLEM_MODEL; a private model needs HF_TOKEN.",
     ),
@@ -277,7 +294,10 @@ def _explain(exc: BaseException) -> tuple[str, str]:
     """Cause and remedy, out of what a dozen libraries may say."""
     text = f"{type(exc).__name__}: {exc}"
     if isinstance(exc, SafetensorError):
-        return "its weights file is damaged", "Copy or download it again."
+        return (
+            "its weights file is damaged, or a pointer of Git LFS instead of the file",
+            "Copy or download it again; in a Git clone, run git lfs pull.",
+        )
     for signs, cause, remedy in _EXPLANATIONS:
         if any(sign in text for sign in signs):
             return cause, remedy

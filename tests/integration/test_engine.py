@@ -363,6 +363,27 @@ class TestLoading:
         (copy / "model.safetensors").write_bytes(b"short")
         assert "damaged" in self.refused(copy)
 
+    def test_a_pointer_of_git_lfs_in_place_of_the_weights(self, copy: Path) -> None:
+        """What a clone without Git LFS has; the remedy is among those for damaged weights."""
+        pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+        (copy / "model.safetensors").write_text(pointer)
+        assert "git lfs pull" in self.refused(copy)
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+    def test_a_file_that_is_not_json(self, copy: Path, name: str) -> None:
+        """Cut off, or edited by hand."""
+        (copy / name).write_text("{")
+        assert "aren't JSON" in self.refused(copy)
+
+    def test_a_file_in_place_of_its_folder(self, copy: Path) -> None:
+        """The weights themselves, say."""
+        assert "Name the folder it is in" in self.refused(copy / "model.safetensors")
+
+    @pytest.mark.parametrize("name", ["golem_mini", "golem-minni", "Golem-Mini"])
+    def test_a_misspelt_name_of_the_embedded_model(self, name: str) -> None:
+        """Nobody is asked for it on the hub."""
+        assert "The one that does is golem-mini." in self.refused(name)
+
     def test_a_checkpoint_without_its_head(self, copy: Path) -> None:
         """Hugging Face would warn, take random weights, and answer nonsense for ever."""
         weights = load_file(copy / "model.safetensors")
