@@ -49,7 +49,9 @@ golem inspect --json "Not bad at all" | jq .prediction.scores
 @click.option("--model", metavar="MODEL", help="Hub id, folder or golem-mini. [GOLEM_MODEL]")
 @click.option("--model-revision", metavar="REV", help="Branch, tag or commit of a hub model.")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps. [GOLEM_DEVICE]")
-@click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16. [GOLEM_DTYPE]")
+@click.option(
+    "--dtype", metavar="DTYPE", help="auto, float32, bfloat16, float16 or int8. [GOLEM_DTYPE]"
+)
 @json_option("Print everything as one JSON object, every token included.")
 def command(*, text: str, as_json: bool, **dials: str | None) -> None:
     """Look inside the model at one text, stage by stage.

@@ -42,7 +42,8 @@ def _settings_options() -> list[click.Parameter]:
     for name in order:
         field = fields[name]
         flag = "--" + name.replace("_", "-")
-        default = f" [{_shown(field.default)}]" if field.default not in (None, "", False) else ""
+        silent = field.default is None or field.default is False or field.default == ""
+        default = "" if silent else f" [{_shown(field.default)}]"
         switch = field.annotation is bool
         options.append(
             click.Option(
@@ -62,6 +63,8 @@ def _shown(default: Any) -> str:
 
 def _metavar(annotation: Any) -> str:
     choices = typing.get_args(annotation)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return f"[{'|'.join(choices)}]"
     kinds = {int: "N", float: "X"}
     for kind in (annotation, *choices):
         if kind in kinds:

@@ -47,6 +47,17 @@ def test_every_dial_of_the_worker_is_an_option(capsys: pytest.CaptureFixture[str
     assert [name for name in names if f"--{name.replace('_', '-')} " not in out] == []
 
 
+def test_a_dial_of_few_values_names_them_and_each_its_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nobody has to guess what --transport takes, or what a 0 means that isn't shown."""
+    _, out, _ = run(capsys, "worker", "--help")
+    assert "--transport [batched|stock]" in out
+    assert "--dtype [auto|float32|bfloat16|float16|int8]" in out
+    linger = out.partition("--linger-ms")[2].partition("--max-age-ms")[0]
+    assert "[0.0]" in linger
+
+
 def test_help_loads_neither_celery_nor_the_worker() -> None:
     """What every shell completion waits for stays quick: no Celery, Redis client or torch."""
     code = (
