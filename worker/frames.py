@@ -19,13 +19,14 @@ from billiard import einfo
 __all__ = ["Anywhere", "spare_positions"]
 
 _CODES = 1_000
+_INSTRUCTIONS = 100_000  # more than any function has
 
 
 class Anywhere:
     """For each instruction: position unknown, as Python itself says it."""
 
     def __iter__(self) -> Iterator[tuple[None, None, None, None]]:
-        return repeat((None, None, None, None))
+        return repeat((None, None, None, None), _INSTRUCTIONS)
 
 
 class _Located:

@@ -136,7 +136,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         What is in flight isn't counted, so what is fetched now is here when the first is done.
         Jobs waiting for their ETA sit in memory and count against a limit of their own.
         """
-        rows = self.ready * self.settings.max_rows - self.batcher.rows
+        # What is about to be failed takes room as well, or a flood of it would fill the memory.
+        taken = self.batcher.rows + self.recorder.unfinished
+        rows = self.ready * self.settings.max_rows - taken
         tokens = self.ready * self.settings.max_dispatch_tokens - self.batcher.tokens
         scheduled = len(state.scheduled_requests)
         if rows <= 0 or tokens <= 0 or scheduled >= self.worker.app.conf.worker_eta_task_limit:

@@ -71,6 +71,11 @@ class Recorder:
         self._thread: threading.Thread | None = None
 
     @property
+    def unfinished(self) -> int:
+        """Errands still to be ended."""
+        return len(self._open)
+
+    @property
     def requests(self) -> Iterator[Any]:
         """Requests this worker holds for the sake of an errand."""
         for errand in tuple(self._open):

@@ -77,8 +77,8 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
 
         return on_message
 
-    def fail_unfit(self, payload: Any, reason: str) -> None:
-        """Fail the job of a message our transport shows to nobody, and then buries.
+    def fail_unfit(self, payload: Any, reason: str, bury: Callable[[], None]) -> None:
+        """Fail the job of a message our transport shows to nobody; `bury` it when that is stored.
 
         The headers lie beside the body, so they can be read where the body can't be decompressed
         or mustn't. Errbacks and chord are in the body: of them nothing is known.
@@ -87,12 +87,13 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         headers = _table(payload.get("headers"))
         task_id = _job_id(headers, _table(payload.get("properties")))
         if task_id is None:
+            bury()
             return
         task = headers.get("task")
         context = Context(id=task_id, task=task if isinstance(task, str) else "unknown")
         error = InvalidJob(f"The job is invalid: {reason}.", "message", reason)
         logger.warning("That message was of job %.200r, which fails", task_id)
-        self._fail(task_id, error, context)
+        self._fail(task_id, error, context, bury)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Settle a message whose compression or content can't be undone."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 
 from golem_tasks import PoisonJob
 from golem_tasks.embedded import EmbeddedServer
+from tests.integration.test_hostile import envelope
 from tests.support.fake_workers import (
     FakeWorker,
     check,
@@ -154,3 +156,25 @@ def test_3_the_broker_is_away_while_the_backend_is_well(
             later.AsyncResult(poison).get(timeout=60)
         wait_until(lambda: nothing_held(alone), "everything to be acknowledged")
         assert worker.runs == dict.fromkeys(texts, 1)
+
+
+def test_4_a_worker_killed_before_it_could_tell_of_an_unreadable_message(
+    tmp_path: Path, alone: EmbeddedServer, backend: EmbeddedServer
+) -> None:
+    """Done: a decompression bomb comes while the backend is away; SIGKILL of the worker.
+
+    Must hold: the next worker fails the bomb's job, and the message is buried once.
+    """
+    settings = {"GOLEM_RESULT_BACKEND": backend.url, **LEASE}
+    bomb = envelope(zlib.compress(b"x" * 64_000_000), {"compression": "application/x-gzip"}, "bomb")
+    worker = FakeWorker(tmp_path, alone, **settings).start()
+    with killed(backend), alone.client() as client:
+        client.lpush("golem", bomb)
+        wait_until(lambda: "'bomb', which fails" in worker.text, "the bomb to be refused")
+        worker.signal(signal.SIGKILL)
+        worker.wait()
+    with FakeWorker(tmp_path, alone, name="w2", **settings), alone.client() as client:
+        app = producer(alone, backend)
+        wait_until(lambda: app.AsyncResult("bomb").state == "FAILURE", "its producer to be told")
+        wait_until(lambda: nothing_held(alone), "everything to be acknowledged")
+        assert client.llen("golem:dead:envelopes") == 1

@@ -4,6 +4,7 @@ Each compares every answer with the expected one; the runs of a text, counted by
 what was computed more than once.
 """
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -259,3 +260,42 @@ def test_12_a_hanging_job_is_terminated_before_its_hard_time_limit(
         with pytest.raises(TaskRevokedError, match="terminated"):
             hanging.get(timeout=60)
     assert nothing_held(alone)
+
+
+def test_13_what_a_killed_child_had_stored_is_not_computed_again(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Done: SIGKILL of a model process that has stored one answer of its batch.
+
+    Must hold: that answer stays, and its job is acknowledged; the others run again, once.
+    """
+    go = tmp_path / "go"
+    texts = [*numbered(20), f"until:{go}"]
+    results = send_all(app, texts)
+    with FakeWorker(tmp_path, alone) as worker:
+        wait_until(lambda: len(jobs_of(app, "active")) == 21, "the batch to run")
+        meta = {"status": "SUCCESS", "result": {"label": "STORED"}, "traceback": None}
+        with alone.client() as client:
+            key = f"celery-task-meta-{results[0].id}"
+            client.set(key, json.dumps({**meta, "children": [], "task_id": results[0].id}))
+        os.kill(worker.children[0], signal.SIGKILL)
+        go.touch()
+        check(results[1:], texts[1:])
+        assert results[0].get(timeout=10)["label"] == "STORED"
+        wait_until(lambda: nothing_held(alone), "everything to be acknowledged")
+        assert worker.runs == dict.fromkeys(texts[1:], 1)
+
+
+def test_14_a_model_that_loads_for_longer_than_celery_waits(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Done: SIGKILL of a model process whose model takes 6 s to load; stock Celery gives it 4 s.
+
+    Must hold: its replacement comes up and answers, and there is one of it.
+    """
+    with FakeWorker(tmp_path, alone, FAKE_LOAD_S="6") as worker:
+        before = worker.children
+        os.kill(before[0], signal.SIGKILL)
+        check([send(app, "x")], ["x"])
+        assert len(worker.children) == 1
+        assert worker.children != before

@@ -164,7 +164,7 @@ def test_what_a_worker_holds_is_counted_by_lane(
             "w1@test", "fake", "cpu", "float32", 1,
         )  # fmt: skip
         assert (worker.answered, worker.failed, worker.received) == (11, 0, 11)
-        assert worker.token_budget == worker.token_ceiling == 4096
+        assert worker.token_budget == worker.token_ceiling == 1024
         assert worker.rows_per_dispatch is not None
         assert 1.0 <= worker.rows_per_dispatch <= 2.0
         countdown.cancel()

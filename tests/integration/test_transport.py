@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -362,10 +362,11 @@ def test_a_message_nobody_could_be_told_of_comes_again(
     """It is buried once its producer has been told; until then it stays, and the rest flows."""
     told: list[Any] = []
 
-    def tell(payload: Any, reason: str) -> None:
+    def tell(payload: Any, reason: str, bury: Callable[[], None]) -> None:
         told.append((payload["headers"]["id"], reason))
         if len(told) == 1:
             raise redis.exceptions.OutOfMemoryError("no room")
+        bury()
 
     with Consuming(server.url) as consuming:
         consuming.transport.unfit = tell

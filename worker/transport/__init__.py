@@ -17,9 +17,10 @@ What a worker may use of it, with ``c`` a Celery consumer:
     must be cheap. Set it on every new connection before the Tasks step. Celery's prefetch count
     still holds beside it (0 switches that off). While there is no room nothing is fetched.
 ``c.connection.transport.unfit = function``
-    Called with what could be decoded of a message no consumer will see (see below), and the reason;
-    then the message goes to the dead letters. If it raises, the message comes again instead, once
-    its lease is over. Set it as the window.
+    Called with what could be decoded of a message no consumer will see (see below), the reason, and
+    a function that moves the message to the dead letters, to be called when whoever sent it is
+    told. Until then, and if it raises, the message comes again once its lease is over. Set it as
+    the window.
 ``c.connection.transport.wake()``
     Ask the window again; needed only where room returns outside the event loop's own thread.
 ``message.deliveries``

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from queue import Empty
 from time import monotonic
 from typing import Any, TypeAlias
@@ -242,8 +242,7 @@ class Channel(CommandChannel):
                 message = read(raw, self, self.max_message_bytes)
             except UnfitError as exc:
                 logger.error("Message %s is refused: %s; it goes to %s", tag, exc, self.keys.dead)  # noqa: TRY400 - the reason is enough
-                if self.connection.told(exc):
-                    unfit.append((tag, raw))
+                unfit.append((exc, [(tag, raw)]))
                 continue
             message.delivery_tag = tag
             message.deliveries = deliveries
@@ -251,7 +250,9 @@ class Channel(CommandChannel):
             message.leased_until = fetched.leased_until
             self.qos.hold(message)
             self._backlog.append(message)
-        self.qos.bury(unfit)  # last, since it may fail: then they come again after their lease
+        # Last, since it may fail: then they come again after their lease.
+        for reason, items in unfit:
+            self.connection.tell(reason, partial(self.qos.bury, items))
 
     def deliver_backlog(self) -> bool:
         """Hand out what was fetched; what a consumer's exception leaves is handed out next time."""

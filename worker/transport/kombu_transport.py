@@ -37,7 +37,7 @@ class Transport(stock.Transport):
         self.cycle = Poller()
         self.window: Window | None = None
         """What the worker can take now; None leaves it to the prefetch count."""
-        self.unfit: Callable[[Any, str], Any] | None = None
+        self.unfit: Callable[[Any, str, Callable[[], None]], Any] | None = None
         """Told of each message no consumer will see; `worker.transport` says more."""
         self.delivering = False
         """Whether a batch is being handed out."""
@@ -80,15 +80,15 @@ class Transport(stock.Transport):
         if self._loop is None:
             qos.flush()
 
-    def told(self, unfit: UnfitError) -> bool:
-        """Tell the worker of a message no consumer will see; False if it has to be told again."""
+    def tell(self, unfit: UnfitError, bury: Callable[[], None]) -> None:
+        """Tell the worker of a message no consumer will see; it has it buried when that is safe."""
         try:
-            if self.unfit is not None:
-                self.unfit(unfit.payload, str(unfit))
+            if self.unfit is None:
+                bury()
+            else:
+                self.unfit(unfit.payload, str(unfit), bury)
         except Exception as exc:  # noqa: BLE001 - the other messages of the fetch go on
             logger.warning("Of that message nobody can be told before its lease ends: %s", exc)
-            return False
-        return True
 
     def lost(self, qos: QoS, tags: set[str]) -> None:
         """Another worker has these messages by now. Any thread may call it."""
