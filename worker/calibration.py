@@ -181,5 +181,6 @@ def _softmax(logits: Floats) -> Floats:
 
 def _unfit(file: Path, reason: str) -> ConfigurationError:
     return ConfigurationError(
-        f"The calibration file {file} {reason}: make it again with golem calibrate, or remove it."
+        f"The calibration file {file} {reason}: make it again with golem calibrate, remove it, or "
+        "correct GOLEM_CALIBRATION."
     )
