@@ -49,6 +49,13 @@ def activation_for(problem_type: str | None, num_labels: int) -> Activation:
 
 def softmax(logits: Sequence[float]) -> list[float]:
     """Probabilities that sum to 1; shifted by the maximum so that none overflows."""
+    if len(logits) == 2:  # noqa: PLR2004 - the same numbers, for the commonest of heads, sooner
+        first, second = logits
+        if first >= second:
+            total = 1.0 + (lesser := math.exp(second - first))
+            return [1.0 / total, lesser / total]
+        total = (lesser := math.exp(first - second)) + 1.0
+        return [lesser / total, 1.0 / total]
     top, exp = max(logits), math.exp
     powers = [exp(value - top) for value in logits]
     total = sum(powers)
@@ -128,8 +135,11 @@ class Decoder:
         if top_k == 0 and len(rows) == 1:
             # No activation changes which is the greatest.
             return {"label": labels[max(range(len(labels)), key=rows[0].__getitem__)]}
-        scores = _mean([self._activate(logits) for logits in rows], weights)
-        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+        if len(rows) == 1:
+            scores = self._activate(rows[0])
+        else:
+            scores = _mean([self._activate(logits) for logits in rows], weights)
+        order = _order(scores)
         best = order[0]
         if top_k == 0:
             return {"label": labels[best]}
@@ -146,6 +156,13 @@ class Decoder:
         # The sum of float32 values can't overflow, and shows a NaN or an infinity among them.
         if not math.isfinite(sum(logits)):
             raise InferenceError.at("forward", "the model answered with NaN or infinity")
+
+
+def _order(scores: Sequence[float]) -> Sequence[int]:
+    """Indexes, highest score first, equal ones in the order of the labels."""
+    if len(scores) == 2:  # noqa: PLR2004 - see softmax
+        return (0, 1) if scores[0] >= scores[1] else (1, 0)
+    return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
 
 
 def _mean(rows: Sequence[list[float]], weights: Sequence[int]) -> list[float]:

@@ -169,3 +169,13 @@ def test_a_temperature_moves_scores_and_keeps_their_order(
     expected = softmax([value / temperature for value in logits])
     assert answer["model"]["temperature"] == temperature
     assert answer["scores"] == pytest.approx(dict(zip(labels, expected, strict=True)), abs=1e-6)
+
+
+@given(st.lists(FINITE, min_size=2, max_size=2))
+def test_two_labels_get_the_very_numbers_of_the_general_rule(logits: list[float]) -> None:
+    """The shortcut for the commonest head is one in time only."""
+    powers = [math.exp(value - max(logits)) for value in logits]
+    assert softmax(logits) == [power / sum(powers) for power in powers]
+    answer = decode(logits)
+    assert list(answer.scores) == sorted(answer.scores, key=answer.scores.__getitem__, reverse=True)
+    assert answer.label == ("L0" if answer.scores["L0"] >= answer.scores["L1"] else "L1")
