@@ -212,7 +212,7 @@ def celery_url(url: str) -> str:
         path, _, query = url.partition("?")
         pairs = [("virtual_host" if key == "db" else key, v) for key, v in parse_qsl(query)]
         return "redis+socket" + path.removeprefix("unix") + _query(pairs)
-    if url.startswith("rediss:") and "ssl_cert_reqs=" not in url:
+    if url.startswith("rediss:") and "ssl_cert_reqs=" not in url.partition("?")[2]:
         return f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required"
     return url
 

@@ -18,6 +18,7 @@ _SOCKETS = ("unix", "redis+socket")
 
 _SECRET_QUERY = ("password", "pass", "token", "secret", "credential")
 _SOCKET_QUERY = ("db", "virtual_host", "password", "username")
+_DATABASE_QUERY = ("db", "virtual_host")
 _TLS_QUERY = "ssl_"
 _CERT_REQS = ("none", "optional", "required")
 _MOST_PORT = 65_535
@@ -63,7 +64,10 @@ def fault_of(url: str) -> str | None:
     if scheme == "sentinel":
         faults = [_fault_of_one(part) for part in url.split(";")]
         return next((fault for fault in faults if fault), None)
-    return _fault_of_one(url)
+    fault = _fault_of_one(url)
+    if fault is None and ";" in url:
+        return "has a ; in it, as only a list of sentinel:// URLs does: write %3B"
+    return fault
 
 
 def _not_ours(url: str) -> str:
@@ -79,16 +83,24 @@ def _fault_of_one(url: str) -> str | None:
         parts = urlsplit(url)
     except ValueError as exc:
         return f"isn't a URL ({exc})"
-    if re.search(r"\s", url.rpartition("@")[2]):
-        return "has a blank in it"
+    if fault := _fault_of_signs(url, parts):
+        return fault
     if parts.scheme in _SOCKETS:
         if len(parts.path) <= 1 or parts.netloc.rpartition("@")[2]:
             return "must name the socket after three slashes, as in unix:///run/redis.sock"
-        return _unknown_parameter(parts, _SOCKET_QUERY)
+        return _unknown_parameter(parts, _SOCKET_QUERY) or _fault_of_database(parts)
     fault = _fault_of_address(parts)
-    if fault or parts.scheme == "sentinel":
+    if fault:
         return fault
     return _unknown_parameter(parts) or _fault_of_tls(parts)
+
+
+def _fault_of_signs(url: str, parts: SplitResult) -> str | None:
+    if re.search(r"\s", url.rpartition("@")[2]):
+        return "has a blank in it"
+    if "#" in url and not _is_cut(parts):
+        return "has a # in it, behind which nothing is read: write %23"
+    return None
 
 
 def _fault_of_address(parts: SplitResult) -> str | None:
@@ -96,7 +108,7 @@ def _fault_of_address(parts: SplitResult) -> str | None:
         return "has a /, ? or # in its password, or an @ behind the host: write %2F, %3F, %23, %40"
     if not _has_port(parts):
         return f"has a port that isn't a number from 1 to {_MOST_PORT}"
-    if (database := parts.path.strip("/")) and not database.isdecimal():
+    if not re.fullmatch(r"/?[0-9]*/?", parts.path) or parts.path == "//":
         return "must end with the number of a database, as in redis://127.0.0.1:6379/0"
     return None
 
@@ -121,8 +133,15 @@ def _unknown_parameter(parts: SplitResult, known: tuple[str, ...] = ()) -> str |
     return None
 
 
+def _fault_of_database(parts: SplitResult) -> str | None:
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name in _DATABASE_QUERY and not re.fullmatch(r"[0-9]{1,9}", value):
+            return f"has a {name} that isn't the number of a database"
+    return None
+
+
 def _fault_of_tls(parts: SplitResult) -> str | None:
-    for name, value in parse_qsl(parts.query):
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name == "ssl_cert_reqs" and value.lower().removeprefix("cert_") not in _CERT_REQS:
             return f"has an ssl_cert_reqs other than {', '.join(_CERT_REQS)}"
     return None
