@@ -73,7 +73,7 @@ def test_1_the_primary_dies_under_load(
         GOLEM_MAX_ROWS="20",
     )
     with worker, producer(sentinel, sentinel_password=PASSWORD, connect_timeout_s=60) as golem:
-        jobs = golem.submit_many([*texts[:100], f"until:{go}", *texts[100:]])
+        jobs = list(golem.submit_many([*texts[:100], f"until:{go}", *texts[100:]]))
         wait_until(lambda: len(worker.runs) >= 80, "a part to be computed")
         in_step(primary)
         primary.kill()
