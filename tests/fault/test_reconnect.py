@@ -8,7 +8,7 @@ from tests.support.fake_workers import FakeWorker, check, producer_for, send_all
 from tests.support.waiting import wait_until
 from worker.reconnect import MOST_PAUSE_S
 
-PAUSE = re.compile(r"Trying again in ([\d.]+) second")
+PAUSE = re.compile(r"The next try is in ([\d.]+) s")
 TRIES = 3  # kombu's own pauses would be 2, 4 and 6 s
 
 
