@@ -40,7 +40,7 @@ async def test_1_five_thousand_awaits_over_cuts_and_a_restart(
     patient = load(ClientSettings, broker_url=alone.url, connect_timeout_s=60)
     texts = numbered(MANY)
     async with AsyncGolem(settings=patient) as golem:
-        jobs = await golem.submit_many(texts)
+        jobs = list(await golem.submit_many(texts))  # each keeps what it has read
         lost = golem.job("nobody-knows")
         waiting = [asyncio.create_task(job.result(timeout=300)) for job in jobs]
         impatient = asyncio.create_task(lost.result(timeout=0.2))
