@@ -251,7 +251,9 @@ async def _next_chunk(parts: Iterator[list[Message]], *, threaded: bool) -> list
 
 
 def _as_copy(message: Message) -> Message:
-    """The message with the marks kombu gives to one it puts back into its queue."""
+    """The message with the marks kombu gives to one it puts back; a bulk's record as it is."""
+    if message.command != "LPUSH":
+        return message
     content = json.loads(message.payload)
     content["headers"]["redelivered"] = True
     content["properties"]["delivery_info"]["redelivered"] = True

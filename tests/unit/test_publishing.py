@@ -112,6 +112,15 @@ def test_only_what_may_be_in_the_queue_already_is_marked_as_a_copy() -> None:
     assert marked == json.loads(message("c").payload)
 
 
+def test_a_bulks_record_is_sent_again_as_it_was() -> None:
+    """It is no message that a worker could be told to look for."""
+    record = Message("bulk", "celery-taskset-meta-bulk", '{"result": []}', 14, "SET", ("EX", "60"))
+    delivery = Delivery(SERVER, [])
+    delivery.begin([record])
+    delivery.account([])
+    assert delivery.todo == [record]
+
+
 def test_a_refusal_after_a_broken_try_stays_uncertain() -> None:
     """The first try may have gone through, whatever is said to the second."""
     delivery = Delivery(SERVER, ["a"])
