@@ -14,7 +14,7 @@ from golem_tasks.embedded import EmbeddedServer
 from golem_tasks.settings import ClientSettings, load
 from tests.support.dead_letters import requeue
 from tests.support.fake_engine import expected_label
-from tests.support.fake_workers import FakeWorker, check, producer_for, send, send_all
+from tests.support.fake_workers import FakeWorker, check, send, send_all
 from tests.support.waiting import wait_until
 
 PREFIX = "shop:"
@@ -32,12 +32,6 @@ def store() -> Iterator[EmbeddedServer]:
     """A server for results alone, so that the queue goes on when it refuses."""
     with EmbeddedServer() as server:
         yield server
-
-
-@pytest.fixture
-def app(alone: EmbeddedServer) -> Celery:
-    """A stock producer on that server."""
-    return producer_for(alone)
 
 
 def end_leases(server: EmbeddedServer) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,15 @@ from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
 from golem_tasks.embedded import EmbeddedServer
-from tests.support.fake_workers import FakeWorker, check, jobs_of, producer_for, send, send_all
+from tests.support.fake_workers import (
+    FakeWorker,
+    check,
+    jobs_of,
+    numbered,
+    producer_for,
+    send,
+    send_all,
+)
 from tests.support.waiting import wait_until
 from tests.support.workers import READY
 from worker.app import SWEEPS_PER_LEASE
@@ -29,24 +36,6 @@ logger = logging.getLogger(__name__)
 LEASE_S = 5
 SHORT = {"GOLEM_LEASE_S": str(LEASE_S)}
 SKEWED = Path(__file__).parents[1] / "support" / "skewed_clock"
-
-
-@pytest.fixture
-def alone() -> Iterator[EmbeddedServer]:
-    """A server nobody else uses."""
-    with EmbeddedServer(appendonly=True) as server:
-        yield server
-
-
-@pytest.fixture
-def app(alone: EmbeddedServer) -> Celery:
-    """A stock producer on that server."""
-    return producer_for(alone)
-
-
-def numbered(count: int) -> list[str]:
-    """So many different texts."""
-    return [f"text {number}" for number in range(count)]
 
 
 def now_s(server: EmbeddedServer) -> float:

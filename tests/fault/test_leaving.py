@@ -5,7 +5,6 @@ Each compares every answer with the expected one, and counts runs of a text by t
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,19 +18,6 @@ from tests.support.waiting import wait_until
 
 SHORT = {"GOLEM_LEASE_S": "5"}
 WARM = "worker: Warm shutdown"
-
-
-@pytest.fixture
-def alone() -> Iterator[EmbeddedServer]:
-    """A server nobody else uses."""
-    with EmbeddedServer(appendonly=True) as server:
-        yield server
-
-
-@pytest.fixture
-def app(alone: EmbeddedServer) -> Celery:
-    """A stock producer on that server."""
-    return producer_for(alone)
 
 
 class Load:

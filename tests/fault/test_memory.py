@@ -15,7 +15,7 @@ from golem_tasks import OutOfMemory
 from golem_tasks.contract import Options, TextItem
 from golem_tasks.embedded import EmbeddedServer
 from golem_tasks.settings import load as load_settings
-from tests.support.fake_workers import FakeWorker, check, producer_for, send_all
+from tests.support.fake_workers import FakeWorker, check, send_all
 from tests.support.waiting import wait_until
 from tests.support.workers import WorkerProcess
 from worker.classifier import Classifier, Work
@@ -31,12 +31,6 @@ def alone() -> Iterator[EmbeddedServer]:
     """A server nobody else uses."""
     with EmbeddedServer() as server:
         yield server
-
-
-@pytest.fixture
-def app(alone: EmbeddedServer) -> Celery:
-    """A stock producer on that server."""
-    return producer_for(alone)
 
 
 def sentences(count: int, words: int = 12) -> list[str]:

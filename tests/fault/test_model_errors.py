@@ -15,7 +15,15 @@ from celery import Celery
 from golem_tasks import InferenceError, JobError, OutOfMemory
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_engine import expected_label
-from tests.support.fake_workers import FakeWorker, check, jobs_of, producer_for, send, send_all
+from tests.support.fake_workers import (
+    FakeWorker,
+    check,
+    jobs_of,
+    numbered,
+    producer_for,
+    send,
+    send_all,
+)
 from tests.support.waiting import wait_until
 
 # What a text makes the engine do, and what its producer reads: the error, its stage and its words.
@@ -83,11 +91,6 @@ def one_batch(
     busy.get(timeout=60)
     wait_until(lambda: len(worker.dispatches) == before + 2 and not held(server), "all to settle")
     assert (worker.pid, *worker.children) == processes
-
-
-def numbered(count: int) -> list[str]:
-    """So many different texts."""
-    return [f"text {number}" for number in range(count)]
 
 
 def check_error(error: BaseException, culprit: str) -> None:
