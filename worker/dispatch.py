@@ -29,6 +29,7 @@ from worker.burial import Burial
 from worker.recording import Recorder, store_failure
 from worker.requests import BatchedRequest
 from worker.runner import Answered, Job, Settled, run_dispatch
+from worker.salvage import salvage
 from worker.tally import Figures
 
 __all__ = ["Dispatch", "Settlement", "TakesBack"]
@@ -75,6 +76,7 @@ class Dispatch:
         self._settlement = settlement
         self._on_end = on_end
         self._result: Any = None
+        self._pid = 0
 
     def start(self, pool: Any) -> bool:
         """Hand the jobs to the pool; False if it is closed and took nothing.
@@ -107,6 +109,7 @@ class Dispatch:
         return not (result.accepted() or result.ready() or result._job in cache)  # noqa: SLF001 - the pool's only name for a call
 
     def _accepted(self, pid: int, time_accepted: float) -> None:
+        self._pid = pid
         for job in self.jobs:
             self._settlement.accepted(job.request, pid, time_accepted)
 
@@ -117,7 +120,7 @@ class Dispatch:
 
     def _failed(self, einfo: Any) -> None:
         self._on_end(self)
-        self._settlement.failed(self.jobs, einfo)
+        self._settlement.failed(self.jobs, einfo, self._pid)
 
     def _timed_out(self, soft: bool, timeout: float) -> None:
         # The outcome of a hard limit comes through `_failed` as well; it is settled there, once.
@@ -129,7 +132,8 @@ class Dispatch:
 
 def _job(request: BatchedRequest) -> Job:
     headers = {k: v for k, v in request.request_dict.items() if k not in ("args", "kwargs")}
-    return Job(request.type, request.id, headers, request.payload, request.received_s)
+    received_s, computed = request.received_s, request.computed
+    return Job(request.type, request.id, headers, request.payload, received_s, computed)
 
 
 class Settlement:
@@ -165,8 +169,8 @@ class Settlement:
                 logger.exception("Job %s couldn't be settled", request.id)
                 self.fail(request, InferenceError.at("decode", "the worker couldn't settle it"))
 
-    def failed(self, jobs: list[Waiting[BatchedRequest]], einfo: Any) -> None:
-        """The pool call ended without outcomes: sort out who is to blame."""
+    def failed(self, jobs: list[Waiting[BatchedRequest]], einfo: Any, pid: int) -> None:
+        """The pool call in process `pid` ended without outcomes: sort out who is to blame."""
         cause = getattr(einfo.exception, "exc", einfo.exception)
         open_jobs = [job for job in jobs if not (job.request.settled or job.request.cancelled)]
         # By what ran, not by what is left of it: a mate that was revoked may have been the culprit.
@@ -174,8 +178,8 @@ class Settlement:
         if open_jobs and isinstance(cause, _LOST):
             self._intake.recorder.put(
                 open_jobs[0].request.id,
-                partial(self._stored, [job.request.id for job in open_jobs]),
-                lambda metas: self._sort_out(self._unfinished(open_jobs, metas), cause, alone),
+                partial(self._left_by, pid, [job.request.id for job in open_jobs]),
+                lambda left: self._sort_out(self._unfinished(open_jobs, *left), cause, alone),
                 [job.request for job in open_jobs],
             )
         else:
@@ -260,16 +264,22 @@ class Settlement:
     def _retry_alone(self, jobs: list[Waiting[BatchedRequest]]) -> None:
         self._intake.take_back([replace(job, suspect=True) for job in jobs])
 
-    def _stored(self, task_ids: Sequence[str]) -> list[dict[str, Any] | None]:
-        """Ask what the child had stored of these jobs when it died."""
+    def _left_by(
+        self, pid: int, task_ids: Sequence[str]
+    ) -> tuple[list[dict[str, Any] | None], dict[str, Any]]:
+        """Ask what a child had stored of these jobs when it died, and what it had computed."""
         backend = self._intake.worker.app.backend
         raw = backend.mget([backend.get_key_for_task(task_id) for task_id in task_ids])
-        return [backend.decode_result(value) if value else None for value in raw]
+        # Read once, and only after the backend answered: what it refuses is asked again.
+        return [backend.decode_result(value) if value else None for value in raw], salvage(pid)
 
     def _unfinished(
-        self, jobs: list[Waiting[BatchedRequest]], metas: Sequence[dict[str, Any] | None]
+        self,
+        jobs: list[Waiting[BatchedRequest]],
+        metas: Sequence[dict[str, Any] | None],
+        computed: Mapping[str, Any],
     ) -> list[Waiting[BatchedRequest]]:
-        """Acknowledge the jobs whose result is stored; return the others."""
+        """Acknowledge the jobs whose result is stored; return the others, with their answers."""
         open_jobs = []
         for job, meta in zip(jobs, metas, strict=True):
             if job.request.settled or job.request.cancelled:
@@ -277,5 +287,6 @@ class Settlement:
             if meta and meta["status"] == states.SUCCESS:
                 job.request.on_success((0, "", 0.0))
             else:
+                job.request.computed = computed.get(job.request.id, job.request.computed)
                 open_jobs.append(job)
         return open_jobs

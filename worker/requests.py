@@ -30,6 +30,8 @@ class BatchedRequest(Request):  # type: ignore[misc]  # Celery ships no types
     """The dispatch that carries it, or None while it waits in the buffer."""
     failing = False
     """Whether its failure is known and being stored."""
+    computed: Any = None
+    """Its answer, where a process that died had got so far without storing it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

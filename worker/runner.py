@@ -29,6 +29,7 @@ from worker.classifier import Classifier, Work
 from worker.failures import failure
 from worker.interfaces import DeviceLost
 from worker.results import BatchedResults
+from worker.salvage import Computed
 from worker.tally import Figures
 
 __all__ = ["Answered", "Job", "Runner", "Settled", "active", "run_dispatch", "use"]
@@ -61,6 +62,8 @@ class Job:
     """Decoded: args, kwargs and what Celery calls embed (callbacks, errbacks, chain, chord)."""
     received_s: float
     """Unix time at which the worker received it."""
+    computed: Any = None
+    """Its answer, where a process that died had got so far; then it needs no model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class Runner:
         self._limits = limits
         self._clock = clock
         self._outcomes: dict[str, _Outcome] = {}
+        self._computed = Computed()
 
     def outcome(self, task_id: str) -> Any:
         """Return or raise the outcome of a job of this dispatch; the body of our tasks.
@@ -129,6 +133,7 @@ class Runner:
         """
         start_s = time.monotonic()
         ids = [job.id for job in jobs]
+        self._computed.begin()
         stage = "read"
         try:
             # Left last: the soft limit is held back until the results are written.
@@ -159,6 +164,9 @@ class Runner:
                 outcomes[job.id] = early
                 self._count_in_chord(job, early)
                 continue
+            if job.computed is not None:
+                outcomes[job.id] = _Returned(job.computed)
+                continue
             try:
                 args, kwargs, _ = job.body
                 open_jobs.append((job, parse_job(job.task, args, kwargs, self._limits)))
@@ -173,6 +181,9 @@ class Runner:
         answers = iter(classified.outcomes)
         for job, parsed in open_jobs:
             outcomes[job.id] = _gather(parsed, answers)
+        self._computed.keep(
+            {name: each.value for name, each in outcomes.items() if isinstance(each, _Returned)}
+        )
         figures = Figures.of(
             classified.micro_batches,
             texts=len(works),

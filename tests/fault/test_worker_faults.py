@@ -299,3 +299,30 @@ def test_14_a_model_that_loads_for_longer_than_celery_waits(
         check([send(app, "x")], ["x"])
         assert len(worker.children) == 1
         assert worker.children != before
+
+
+def test_13_a_child_killed_between_the_forward_pass_and_its_results(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL of a process that has computed a batch and stored nothing: no text runs again."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    go = tmp_path / "go"
+    texts = [*numbered(50), f"until:{go}"]
+    results = send_all(app, texts)
+    with alone.client() as client, FakeWorker(tmp_path, alone) as worker:
+        wait_until(lambda: len(jobs_of(app, "active")) == 51, "the batch to run")
+        (old,) = worker.children
+        # Results are stored by a script that writes, which has to wait; reads go on.
+        client.client_pause(60_000, all=False)
+        go.touch()
+        computed = f"golem-worker-*/{old}.computed"
+        wait_until(
+            lambda: any(file.stat().st_size for file in tmp_path.glob(computed)),
+            "the answers to be known",
+        )
+        os.kill(old, signal.SIGKILL)
+        client.client_unpause()
+        check(results, texts)
+        assert worker.runs == dict.fromkeys(texts, 1)
+        assert not list(tmp_path.glob(computed))
+    assert nothing_held(alone)

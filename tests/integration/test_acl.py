@@ -128,7 +128,7 @@ def test_the_client_for_threads(guarded: AclServer, worker: FakeWorker, go: Path
         assert golem.submit_many(["never mind"] * 3, bulk=True, countdown_s=60).cancel() == 3
         assert again.forget() == len(jobs)
         assert golem.submit("with room", max_backlog=100).result(60)
-        assert golem.backlog().workers
+        wait_until(lambda: golem.backlog().workers, "the worker to tell of itself")
     assert worker.alive
     assert not refused(guarded)
 

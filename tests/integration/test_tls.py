@@ -50,7 +50,7 @@ def test_the_client_for_threads(tls: TlsServer, worker: FakeWorker) -> None:
         assert later.cancel()
         with pytest.raises(JobRevoked):
             later.result(60)
-        assert golem.backlog().workers
+        wait_until(lambda: golem.backlog().workers, "the worker to tell of itself")
     assert worker.alive
 
 
