@@ -18,6 +18,12 @@ __all__ = ["pool_grow", "pool_shrink", "revoke", "terminate"]
 logger = get_logger(__name__)
 
 _WAITING = frozenset({states.PENDING, states.RECEIVED, states.RETRY, states.REJECTED})
+_MOST_ID_CHARS = 10_000
+"""Longer ones are taken for a mistake: they would be kept in memory, and named in the log."""
+_NO_IDS = (
+    "Refused: no job has such an id. Send the ids as texts of 1 to "
+    f"{_MOST_ID_CHARS:,} characters that can be encoded as UTF-8."
+)
 _FIXED = (
     "Refused: each model process has its device and its share of the cores from the start. "
     "Set GOLEM_PROCESSES and restart, or scale by starting or stopping workers."
@@ -33,8 +39,13 @@ def revoke(
     Celery's own asks and writes the result backend from the event loop, for every id, and as long
     as that takes; here the recorder does it. With `terminate` jobs that are being computed are
     revoked as well; their batch goes on, and `signal` is only shown in their events.
+
+    Ids no job can have are passed over, and refused if there is no other.
     """
-    task_ids = set(maybe_list(task_id) or [])
+    given = maybe_list(task_id) or []
+    task_ids = {each for each in given if _is_id(each)}
+    if given and not task_ids:
+        return nok(_NO_IDS)  # type: ignore[no-any-return]
     worker_state.revoked.update(task_ids)
     running = {request.id for request in tuple(worker_state.active_requests)}
     if waiting := task_ids - running:
@@ -67,6 +78,17 @@ def pool_grow(state: Any, n: int = 1, **_: Any) -> dict[str, str]:  # noqa: ARG0
 def pool_shrink(state: Any, n: int = 1, **_: Any) -> dict[str, str]:  # noqa: ARG001 - as above
     """Refuse to end processes that nothing would start again."""
     return nok(_FIXED)  # type: ignore[no-any-return]
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a job can have this id: a text with which Redis can have a key."""
+    if not isinstance(value, str) or not 0 < len(value) <= _MOST_ID_CHARS:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return True
 
 
 def _mark(backend: Any, task_ids: set[str]) -> None:

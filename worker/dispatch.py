@@ -181,6 +181,8 @@ class Settlement:
                 partial(self._left_by, pid, [job.request.id for job in open_jobs]),
                 lambda left: self._sort_out(self._unfinished(open_jobs, *left), cause, alone),
                 [job.request for job in open_jobs],
+                # If nobody can tell: the child looks before it runs one again.
+                otherwise=lambda: ([None] * len(open_jobs), {}),
             )
         else:
             self._sort_out(open_jobs, cause, alone)
@@ -189,7 +191,8 @@ class Settlement:
         """Settle one job as a FAILURE that the child didn't record: store it, then acknowledge.
 
         Poison goes to the dead letters before both. While any of it can't be stored, as when Redis
-        is full, the job is kept and this tried again.
+        is full, the job is kept and this tried again. An error that can't be stored by what it is
+        gives way to one that can.
         """
         if request.settled:
             return
@@ -211,8 +214,14 @@ class Settlement:
                 einfo.traceback,
             )
 
+        def write_plainly() -> None:
+            plain = InferenceError.at("decode", f"its {type(error).__name__} can't be stored")
+            store_failure(request.task.backend, request.id, plain, request._context)  # noqa: SLF001 - as above
+
         recorded = partial(self._recorded, request, error, einfo)
-        self._intake.recorder.put(request.id, write, lambda _: recorded(), [request])
+        self._intake.recorder.put(
+            request.id, write, lambda _: recorded(), [request], otherwise=write_plainly
+        )
 
     def _recorded(self, request: BatchedRequest, error: Exception, einfo: ExceptionInfo) -> None:
         """The failure is stored: acknowledge, and tell who listens in this process."""

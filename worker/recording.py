@@ -4,8 +4,9 @@ Most outcomes are stored by the child that came to them. A few are nobody's but 
 limit, a poisonous job, a revocation, a message nobody can read; and after a crash it has to ask
 which jobs had been answered. The backend may be away or hang while the broker is well, and an event
 loop that waited for it would renew no lease, so that other workers would run again what this one
-holds. So the loop hands the errand to `Recorder`, whose thread repeats it until it succeeds, and
-goes on with the job only then.
+holds. So the loop hands the errand to `Recorder`, whose thread repeats it, and goes on with the job
+only then. While Redis is away or takes nothing from anyone it is repeated, for as long as that
+lasts. One that fails by what is in it is not (`is_servers_state`): it would keep its job for ever.
 """
 
 from __future__ import annotations
@@ -21,27 +22,32 @@ from celery import states
 from celery.exceptions import BackendError, TaskRevokedError
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
+from redis.exceptions import ClusterDownError, InvalidResponse, NoPermissionError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from golem_tasks.errors import BrokerUnavailable
 from worker.results import refuses_for_now
 
-__all__ = ["RETRY_S", "Recorder", "store_failure", "store_revocation"]
+__all__ = ["RETRY_S", "TRIES", "Recorder", "is_servers_state", "store_failure", "store_revocation"]
 
 logger = get_logger(__name__)
 
 RETRY_S = 2.0
 """Seconds between a try that failed and the next."""
+TRIES = 4
+"""Tries of an errand that fails though Redis is well: by a value it refuses, or by our mistake."""
 FINISH_S = 1.0
 """Seconds a shutdown waits for what is still to be stored; what isn't runs again elsewhere."""
 PROMPT_S = 0.5
 """Seconds `Recorder.prompt` waits at most."""
 
 _AWAY = (RedisConnectionError, RedisTimeoutError, OSError, BackendError, OperationalError)
+_OPERATORS = (ClusterDownError, InvalidResponse, NoPermissionError)
+"""Nothing is wrong with the errand; whoever runs Redis has to see to it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Errand:
     job_id: str
     """The job, or the first of them."""
@@ -49,8 +55,12 @@ class _Errand:
     """Requests that stay unacknowledged until it is done."""
     write: Callable[[], Any]
     """Runs in the thread, again until it raises nothing; what it returns is for `then`."""
+    otherwise: Callable[[], Any] | None
+    """Takes the place of `write`, once, when that fails by itself."""
     then: Callable[[Any], None]
     """Runs in the event loop afterwards."""
+    failures: int = 0
+    """How often `write` has failed by itself."""
 
 
 class Recorder:
@@ -58,10 +68,14 @@ class Recorder:
 
     Args:
         call_soon: makes the event loop call something soon; safe to use from another thread.
+        retry_s: seconds between a try that failed and the next.
     """
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], Any]) -> None:
+    def __init__(
+        self, call_soon: Callable[[Callable[[], None]], Any], retry_s: float = RETRY_S
+    ) -> None:
         self._call_soon = call_soon
+        self._retry_s = retry_s
         self._todo: SimpleQueue[_Errand] = SimpleQueue()
         self._done: deque[tuple[_Errand, Any]] = deque()
         self._open: dict[_Errand, None] = {}
@@ -87,16 +101,19 @@ class Recorder:
         write: Callable[[], Any],
         then: Callable[[Any], None],
         requests: Sequence[Any] = (),
+        otherwise: Callable[[], Any] | None = None,
     ) -> None:
         """Have `write` done by the thread, then `then` called, with what it returned, by the loop.
 
         Args:
             job_id: for the log.
-            write: everything that talks to the result backend.
-            then: settles the job.
+            write: everything that talks to Redis; safe to do twice.
+            then: settles the job. It is called in any case, once: with None if `write` (and
+                `otherwise`) failed `TRIES` times though Redis is well.
             requests: stay this worker's until then.
+            otherwise: a simpler `write`, for when that fails by what it writes.
         """
-        errand = _Errand(job_id, tuple(requests), write, then)
+        errand = _Errand(job_id, tuple(requests), write, otherwise, then)
         self._open[errand] = None
         with self._changed:
             self._unwritten += 1
@@ -135,22 +152,47 @@ class Recorder:
                 self._again(errand, exc)
             else:
                 self._behind = False
-                self._done.append((errand, result))
-                with self._changed:
-                    self._unwritten -= 1
-                    self._changed.notify_all()
-                self._call_soon(self._deliver)
+                self._written(errand, result)
+
+    def _written(self, errand: _Errand, result: Any) -> None:
+        self._done.append((errand, result))
+        with self._changed:
+            self._unwritten -= 1
+            self._changed.notify_all()
+        self._call_soon(self._deliver)
 
     def _again(self, errand: _Errand, exc: Exception) -> None:
+        by_server = is_servers_state(exc)
+        errand.failures += not by_server
+        if errand.failures >= TRIES:
+            self._give_up(errand, exc)
+            return
         self._behind = True
         logger.warning(
-            "The end of job %.200r can't be stored (%s); the next try is in %d s.",
+            "The end of job %.200r can't be stored (%s); the next try is in %g s.",
             errand.job_id,
-            exc,
-            RETRY_S,
+            # A foreign error's words may quote the content.
+            exc if by_server else type(exc).__name__,
+            self._retry_s,
         )
-        threading.Event().wait(RETRY_S)
+        threading.Event().wait(self._retry_s)
         self._todo.put(errand)  # last, lest one that never succeeds hold up the others
+
+    def _give_up(self, errand: _Errand, exc: Exception) -> None:
+        """Go on with the job all the same: kept, it would be renewed and tried for ever."""
+        kind, otherwise = type(exc).__name__, errand.otherwise
+        if otherwise is not None:
+            logger.error("The end of job %.200r can't be stored as it is: %s", errand.job_id, kind)
+            errand.write, errand.otherwise, errand.failures = otherwise, None, 0
+            self._todo.put(errand)
+            return
+        logger.error(
+            "The end of job %.200r can't be stored (%s) and isn't tried again; who waits for it "
+            "learns nothing.",
+            errand.job_id,
+            kind,
+        )
+        self._written(errand, None)
 
     def _deliver(self) -> None:
         while self._done:
@@ -160,6 +202,15 @@ class Recorder:
                 errand.then(result)
             except Exception:
                 logger.exception("Job %.200r couldn't be settled", errand.job_id)
+
+
+def is_servers_state(error: BaseException) -> bool:
+    """Whether an errand fails by the state Redis is in, and may succeed as it is later."""
+    if isinstance(error, BrokerUnavailable) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, ResponseError) and not isinstance(error, _OPERATORS):
+        return refuses_for_now(error)
+    return isinstance(error, (*_AWAY, *_OPERATORS))
 
 
 def store_failure(

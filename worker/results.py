@@ -101,7 +101,7 @@ class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no typ
         """
         try:
             meta: dict[str, Any] = super().decode_result(payload)
-            return meta if "result" in meta else dict(_PENDING)
+            return meta if meta.keys() >= _PENDING.keys() else dict(_PENDING)
         except Exception as exc:  # noqa: BLE001 - whatever decoding junk may raise
             logger.warning("A stored result can't be read and counts as none: %r", exc)
             return dict(_PENDING)

@@ -134,3 +134,11 @@ def test_a_backend_that_is_away_in_the_middle_delays_answers_and_fails_none(
         reader = Celery(broker=broker.url, backend=backend.url, set_as_current=False)
         check([reader.AsyncResult(task_id) for task_id in ids], texts)
         assert worker.runs == dict.fromkeys(texts, 1)
+
+
+@pytest.mark.parametrize(
+    "stored", ['{"result": 1}', '{"status": "SUCCESS"}', '"result status"', "["]
+)
+def test_what_isnt_a_result_counts_as_none(app: Celery, stored: str) -> None:
+    """Another program's key is no answer, and nobody stumbles over what it lacks."""
+    assert app.backend.decode_result(stored) == {"status": states.PENDING, "result": None}
