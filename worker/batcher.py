@@ -6,6 +6,8 @@ makes the first job of a batch wait a little for others.
 
 Order within a batch: a job older than ``max_age_s`` first, whatever its lane (nothing starves);
 then the interactive lane before bulk, then Celery's priority (0 is the highest), then arrival.
+While interactive jobs wait, though, old bulk ones take no more than a quarter of a batch: where a
+dispatch takes longer than ``max_age_s``, all that is buffered for the next one is old.
 Jobs with different time limits don't share a batch, since the pool sets one timer for the whole of
 it. A suspect, a job that was in a batch whose process died, goes alone; so does a job on trial, and
 no two of those at a time.
@@ -17,9 +19,12 @@ import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-__all__ = ["BatchLimits", "Batcher", "Lane", "TimeLimits", "Waiting"]
+__all__ = ["BatchLimits", "Batcher", "Lane", "Size", "TimeLimits", "Waiting"]
+
+_OLD_BULK_SHARE = 4
+"""Old bulk jobs go before interactive ones in this part of a batch: a quarter."""
 
 RequestT = TypeVar("RequestT")
 TimeLimits: TypeAlias = tuple[float | None, float | None]
@@ -75,16 +80,59 @@ class _Key(NamedTuple):
     time_limits: TimeLimits
 
 
+class Size(NamedTuple):
+    """How much some jobs are."""
+
+    rows: int = 0
+    tokens: int = 0
+
+    def plus(self, job: Waiting[Any], sign: int = 1) -> Size:
+        """The size with one job more, or with one less."""
+        return Size(self.rows + sign * job.rows, self.tokens + sign * job.tokens)
+
+
+_NOTHING = Size()
+
+
+@dataclass(slots=True)
+class _Filling(Generic[RequestT]):
+    """A batch being put together."""
+
+    limits: BatchLimits
+    jobs: list[Waiting[RequestT]] = field(default_factory=list)
+    size: Size = _NOTHING
+    bulk: Size = _NOTHING
+    """Of the bulk jobs in it."""
+    no_old_bulk: bool = False
+    """Whether interactive jobs go first now, however old a bulk job is."""
+
+    def has_room(self, job: Waiting[RequestT]) -> bool:
+        """Whether the job may join; the first always may."""
+        rows, tokens = self.size.plus(job)
+        within = rows <= self.limits.max_rows and tokens <= self.limits.max_tokens
+        return within or not self.jobs
+
+    def add(self, job: Waiting[RequestT]) -> None:
+        """Take the job in."""
+        self.jobs.append(job)
+        self.size = self.size.plus(job)
+        if job.lane is Lane.BULK:
+            self.bulk = self.bulk.plus(job)
+            self.no_old_bulk = self.no_old_bulk or (
+                self.bulk.rows >= self.limits.max_rows // _OLD_BULK_SHARE
+                or self.bulk.tokens >= self.limits.max_tokens // _OLD_BULK_SHARE
+            )
+
+
 @dataclass(slots=True)
 class Batcher(Generic[RequestT]):
     """The buffer of waiting jobs. Append with `add`, take with `next_batch`; nothing else.
 
-    Invariant: `rows` and `tokens` are the sums over the jobs in it.
+    Invariant: `size` is the sum over the jobs in it.
     """
 
     limits: BatchLimits
-    rows: int = 0
-    tokens: int = 0
+    _sizes: dict[Lane, Size] = field(default_factory=lambda: dict.fromkeys(Lane, _NOTHING))
     _queues: dict[_Key, deque[Waiting[RequestT]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -93,6 +141,13 @@ class Batcher(Generic[RequestT]):
     def __iter__(self) -> Iterator[Waiting[RequestT]]:
         for key in sorted(self._queues, key=_order):
             yield from self._queues[key]
+
+    def size(self, lane: Lane | None = None) -> Size:
+        """How much waits, in one lane or in all."""
+        if lane is not None:
+            return self._sizes[lane]
+        rows, tokens = zip(*self._sizes.values(), strict=True)
+        return Size(sum(rows), sum(tokens))
 
     def lengths(self) -> dict[Lane, int]:
         """Jobs by lane."""
@@ -134,7 +189,8 @@ class Batcher(Generic[RequestT]):
         heads = [queue[0].since_s for queue in self._queues.values()]
         if not heads:
             return None
-        full = self.rows >= self.limits.max_rows or self.tokens >= self.limits.max_tokens
+        rows, tokens = self.size()
+        full = rows >= self.limits.max_rows or tokens >= self.limits.max_tokens
         return min(heads) if full else min(heads) + self.limits.linger_s
 
     def next_batch(self, now_s: float, *, trying: bool = False) -> list[Waiting[RequestT]]:
@@ -147,33 +203,32 @@ class Batcher(Generic[RequestT]):
         ripe_at_s = self.ripe_at_s()
         if ripe_at_s is None or ripe_at_s > now_s:
             return []
-        batch: list[Waiting[RequestT]] = []
-        rows = tokens = 0
+        batch: _Filling[RequestT] = _Filling(self.limits)
         while queue := self._choose(now_s, batch, trying=trying):
             job = queue[0]
-            over = (
-                rows + job.rows > self.limits.max_rows
-                or tokens + job.tokens > self.limits.max_tokens
-            )
-            if batch and over:
-                break
+            if not batch.has_room(job):
+                if job.lane is Lane.INTERACTIVE or batch.no_old_bulk:
+                    break
+                batch.no_old_bulk = True  # one that goes first and doesn't fit keeps nobody out
+                continue
             self._take(queue)
-            batch.append(job)
-            rows, tokens = rows + job.rows, tokens + job.tokens
+            batch.add(job)
             if job.suspect or job.trial:
                 break
-        return batch
+        return batch.jobs
 
     def _choose(
-        self, now_s: float, batch: list[Waiting[RequestT]], *, trying: bool
+        self, now_s: float, batch: _Filling[RequestT], *, trying: bool
     ) -> deque[Waiting[RequestT]] | None:
         """The queue whose head goes next, among those that may join the batch."""
         keys = [k for k in self._queues if not (trying and k.trial)]
-        if batch:
-            keys = [k for k in keys if not k.alone and k.time_limits == batch[0].time_limits]
+        if batch.jobs:
+            keys = [k for k in keys if not k.alone and k.time_limits == batch.jobs[0].time_limits]
         if not keys:
             return None
         overdue = [k for k in keys if now_s - self._queues[k][0].since_s >= self.limits.max_age_s]
+        if batch.no_old_bulk and any(k.lane is Lane.INTERACTIVE for k in keys):
+            overdue = [k for k in overdue if k.lane is Lane.INTERACTIVE]
         if overdue:
             return self._queues[min(overdue, key=lambda k: self._queues[k][0].since_s)]
         return self._queues[min(keys, key=_order)]
@@ -194,8 +249,7 @@ class Batcher(Generic[RequestT]):
             del self._queues[key]
 
     def _count(self, job: Waiting[RequestT], sign: int) -> None:
-        self.rows += sign * job.rows
-        self.tokens += sign * job.tokens
+        self._sizes[job.lane] = self._sizes[job.lane].plus(job, sign)
 
 
 def _key(job: Waiting[RequestT]) -> _Key:

@@ -22,7 +22,7 @@ from celery.worker import state
 from redis.exceptions import RedisError
 
 from golem_tasks.errors import ConfigurationError, InvalidJob, PoisonJob
-from worker.batcher import Batcher, BatchLimits, Lane, Waiting
+from worker.batcher import Batcher, BatchLimits, Lane, Size, Waiting
 from worker.dispatch import Dispatch, Settlement
 from worker.measuring import waiting
 from worker.recording import RETRY_S, Recorder
@@ -134,16 +134,23 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         """What the worker can use soon: enough for every process's next dispatch.
 
         What is in flight isn't counted, so what is fetched now is here when the first is done.
+        Bulk jobs don't take an interactive one's room: with a dispatch of them buffered, it still
+        comes here at once, and goes with the next dispatch instead of the one after.
         Jobs waiting for their ETA sit in memory and count against a limit of their own.
         """
-        # What is about to be failed takes room as well, or a flood of it would fill the memory.
-        taken = self.batcher.rows + self.recorder.unfinished
-        rows = self.ready * self.settings.max_rows - taken
-        tokens = self.ready * self.settings.max_dispatch_tokens - self.batcher.tokens
-        scheduled = len(state.scheduled_requests)
-        if rows <= 0 or tokens <= 0 or scheduled >= self.worker.app.conf.worker_eta_task_limit:
+        if len(state.scheduled_requests) >= self.worker.app.conf.worker_eta_task_limit:
             return Room(0)
-        return Room(math.ceil(rows / self._rows_per_job))
+        messages = self._messages_beside(self.batcher.size())
+        if messages > 0:
+            return Room(messages)
+        return Room(self._messages_beside(self.batcher.size(Lane.INTERACTIVE)), bulk=False)
+
+    def _messages_beside(self, held: Size) -> int:
+        """Messages that make up, with what is held, a dispatch for every process."""
+        # What is about to be failed takes room as well, or a flood of it would fill the memory.
+        rows = self.ready * self.settings.max_rows - held.rows - self.recorder.unfinished
+        tokens = self.ready * self.settings.max_dispatch_tokens - held.tokens
+        return math.ceil(rows / self._rows_per_job) if rows > 0 and tokens > 0 else 0
 
     def held(self) -> dict[Lane, tuple[int, int]]:
         """Jobs here by lane: in the buffer, and in the processes."""

@@ -153,7 +153,8 @@ def test_what_a_worker_holds_is_counted_by_lane(
         backlog = once(golem, lambda b: lane(b, 1) == (3, 2, 0), "two bulk jobs to be reserved")
         assert (lane(backlog), backlog.total) == ((0, 0, 1), 6)
         urgent = golem.submit_many(texts)
-        assert lane(golem.backlog()) == (5, 0, 1)
+        # Two of them are fetched at once: bulk jobs don't take their room in the buffer.
+        once(golem, lambda b: lane(b) == (3, 2, 1), "two interactive jobs to be reserved")
         countdown = golem.submit("later", countdown_s=3600)
         release()
         for job, text in zip([*urgent, *bulk], texts * 2, strict=True):

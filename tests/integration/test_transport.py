@@ -239,6 +239,37 @@ def test_the_window_bounds_a_fetch_and_reopens(server: EmbeddedServer, client: r
         assert consuming.take(10) == list(range(10))
 
 
+def test_without_room_for_bulk_the_interactive_queue_is_served_and_bulk_follows_by_itself(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    """Bulk messages stay where they are, wake nobody, and come as soon as there is room."""
+    room = [Room(5, bulk=False)]
+    publish(server, [1, 2], "golem.bulk")
+    with Consuming(server.url, room=lambda: room[0]) as consuming:
+        consuming.turn_until(lambda: consuming.channel.fetcher._armed, "the consumer to wait")
+        publish(server, [3])
+        assert consuming.take(1) == [3]
+        consuming.turn_until(lambda: consuming.channel.fetcher._armed, "the consumer to wait")
+        assert client.llen("golem.bulk") == 2
+        consuming.channel.fetcher._sent_at_s += 3_600  # the next question is an hour away
+        room[0] = Room(5)
+        assert consuming.take(3) == [3, 1, 2]
+
+
+def test_a_consumer_of_bulk_alone_asks_for_nothing_without_room_for_bulk(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    """There is no list to ask for then; with room it goes on."""
+    room = [Room(5, bulk=False)]
+    publish(server, [1], "golem.bulk")
+    with Consuming(server.url, queues=["golem.bulk"], room=lambda: room[0]) as consuming:
+        for _ in range(3):
+            consuming.turn()
+        assert client.llen("golem.bulk") == 1
+        room[0] = Room(5)
+        assert consuming.take(1) == [1]
+
+
 def test_room_that_returns_in_another_thread_wakes_the_loop(server: EmbeddedServer) -> None:
     """`wake` is enough for a consumer that sleeps in its event loop."""
     room = [0]

@@ -111,6 +111,29 @@ def test_the_interactive_queue_goes_before_bulk(
     assert order == ["urgent"] * 20 + ["bulk"] * 20
 
 
+def test_an_interactive_job_waits_for_what_is_in_flight_and_for_nothing_else(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """With a full dispatch of bulk jobs buffered, all of them old, it goes with the next one."""
+    go = tmp_path / "go"
+    bulk, urgent = [f"bulk {number}" for number in range(40)], ["urgent 0", "urgent 1"]
+    with FakeWorker(tmp_path, alone, GOLEM_MAX_ROWS="8", GOLEM_MAX_AGE_MS="1") as worker:
+        first = send(app, f"until:{go}")
+        wait_until(lambda: jobs_of(app, "active"), "the first to start")
+        results = send_all(app, bulk, queue="golem.bulk")
+        wait_until(lambda: len(jobs_of(app, "reserved")) == 8, "a dispatch to be buffered")
+        results += send_all(app, urgent)
+        wait_until(lambda: len(jobs_of(app, "reserved")) == 10, "both to be here as well")
+        with alone.client() as client:
+            assert client.llen("golem.bulk") == 32
+        go.touch()
+        check([first, *results], [f"until:{go}", *bulk, *urgent])
+        wait_until(lambda: sum(worker.dispatches) == 43, "the last batch's line in the log")
+        assert worker.dispatches == [1, 8, 8, 8, 8, 8, 2]  # a full one was there each time
+        passes = [line.split("\t")[1:] for line in worker.runs_file.read_text().splitlines()]
+        assert set(urgent) <= set(passes[1])
+
+
 def test_one_failing_job_leaves_its_batch_mates_alone(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:

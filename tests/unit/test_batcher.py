@@ -58,7 +58,7 @@ def test_every_job_leaves_exactly_once_in_batches_within_the_bounds(
             assert len({each.time_limits for each in batch}) == 1
         out += batch
     assert sorted(map(id, out)) == sorted(map(id, waiting))
-    assert (len(batcher), batcher.rows, batcher.tokens) == (0, 0, 0)
+    assert (len(batcher), *batcher.size()) == (0, 0, 0)
 
 
 @given(st.lists(jobs, max_size=30), st.integers(0, 30))
@@ -73,7 +73,7 @@ def test_jobs_put_back_come_out_as_if_they_had_never_left(
     taken = batcher.next_batch(100)
     batcher.put_back(taken)
     assert list(batcher) == before
-    assert batcher.rows == sum(each.rows for each in before)
+    assert batcher.size().rows == sum(each.rows for each in before)
 
 
 @given(st.lists(jobs, max_size=30))
@@ -138,7 +138,7 @@ def test_discarded_jobs_are_gone_and_uncounted() -> None:
     batcher = filled(job(1), job(2), job(3, priority=3))
     gone = batcher.discard(lambda request: request != 2)
     assert names(gone) == [1, 3]
-    assert (len(batcher), batcher.rows, batcher.tokens) == (1, 1, 10)
+    assert (len(batcher), *batcher.size()) == (1, 1, 10)
 
 
 @given(st.lists(jobs, max_size=30))
@@ -146,6 +146,60 @@ def test_lengths_are_those_of_the_lanes(waiting: list[Waiting[int]]) -> None:
     """Every lane is told, an empty one as 0; together they are the batcher's own length."""
     batcher = filled(*waiting)
     for lane, length in batcher.lengths().items():
-        assert length == sum(each.lane == lane for each in waiting)
+        held = [each for each in waiting if each.lane is lane]
+        assert length == len(held)
+        assert batcher.size(lane) == (
+            sum(each.rows for each in held),
+            sum(each.tokens for each in held),
+        )
     assert set(batcher.lengths()) == set(Lane)
     assert sum(batcher.lengths().values()) == len(batcher)
+
+
+single = st.builds(
+    Waiting,
+    request=st.integers(),
+    rows=st.just(1),
+    tokens=st.integers(1, 5),
+    since_s=st.floats(0, 20),
+    lane=st.just(Lane.BULK),
+    priority=st.integers(0, 9),
+)
+
+
+@given(
+    st.lists(single, max_size=60), st.lists(st.floats(0, 20), min_size=1, max_size=24), st.data()
+)
+def test_interactive_jobs_go_with_the_next_batch_however_old_the_bulk_jobs_are(
+    bulk: list[Waiting[int]], arrivals: list[float], data: st.DataObject
+) -> None:
+    """What fits three quarters of a batch leaves with it, in any order of arrival and any age."""
+    limits = BatchLimits(max_rows=32, max_tokens=320, max_age_s=5.0)
+    interactive = [job(-1, since_s=at_s) for at_s in arrivals]
+    mixed = data.draw(st.permutations([*bulk, *interactive]))
+    batch = filled(*mixed, limits=limits).next_batch(data.draw(st.floats(20, 60)))
+    assert all(any(each is taken for taken in batch) for each in interactive)
+    assert len(batch) == min(32, len(mixed))  # and bulk jobs get all that is left
+
+
+@given(st.lists(single, min_size=1, max_size=60), st.integers(1, 100))
+def test_bulk_jobs_go_on_under_any_number_of_interactive_ones(
+    bulk: list[Waiting[int]], batches: int
+) -> None:
+    """Nothing starves: with ever new interactive jobs, each batch has old bulk jobs, too."""
+    limits = BatchLimits(max_rows=8, max_tokens=320, max_age_s=5.0)
+    batcher, left = filled(*bulk, limits=limits), len(bulk)
+    for number in range(batches):
+        now_s = 100.0 + number
+        for _ in range(8):
+            batcher.add(job(-1, since_s=now_s))
+        taken = [each for each in batcher.next_batch(now_s) if each.lane is Lane.BULK]
+        assert len(taken) >= min(left, 2)
+        left -= len(taken)
+
+
+def test_an_old_bulk_job_that_does_not_fit_keeps_no_interactive_one_out() -> None:
+    """It is passed over by those that do fit."""
+    batcher = filled(job(1, lane=Lane.BULK), job(2, lane=Lane.BULK, rows=8), job(3, since_s=9.0))
+    assert names(batcher.next_batch(10.0)) == [1, 3]
+    assert names(batcher.next_batch(10.0)) == [2]

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
+from operator import methodcaller
 from queue import Empty
 from time import monotonic
 from typing import Any, TypeAlias
@@ -36,6 +37,7 @@ FETCH_MESSAGES = 512
 """Most messages of one fetch: about 5 ms of the server's time."""
 UNLIMITED_MESSAGES = 256
 """Messages of one fetch where neither window nor prefetch count limit it."""
+_is_bulk = methodcaller("endswith", BULK_SUFFIX)
 
 Callback: TypeAlias = Callable[[Message], Any]
 
@@ -59,6 +61,7 @@ class Channel(CommandChannel):
         self._backlog: deque[Message] = deque()
         self._stock_only: bool | None = None  # not known yet
         self._ask_set = False  # whether a timer for the next question is running
+        self._passed_over_bulk = False  # whether the latest fetch did
         super().__init__(*args, **kwargs)
 
     # What the channel is
@@ -102,18 +105,18 @@ class Channel(CommandChannel):
         window: Window | None = self.connection.window if self.connection is not None else None
         if window is None or not self.batched:
             return Room(UNLIMITED_MESSAGES)
-        return window()
+        room = window()
+        return room if room.bulk or not all(map(_is_bulk, self.active_queues)) else Room(0)
 
-    def lists(self) -> list[str]:
+    def lists(self, *, bulk: bool = True) -> list[str]:
         """The Redis lists to pop from, in order of precedence: queue by queue, bulk lanes last."""
-        queues = sorted(self.active_queues, key=lambda queue: queue.endswith(BULK_SUFFIX))
-        self._queue_of |= (
-            lists := {
-                self.global_keyprefix + self._q_for_pri(queue, step): queue
-                for queue in queues
-                for step in self.priority_steps
-            }
-        )
+        lists = {
+            self.global_keyprefix + self._q_for_pri(queue, step): queue
+            for queue in sorted(self.active_queues, key=_is_bulk)
+            if bulk or not _is_bulk(queue)
+            for step in self.priority_steps
+        }
+        self._queue_of |= lists
         return list(lists)
 
     def lists_for(self, exchange: Any, routing_key: Any, priority: Any) -> list[str]:
@@ -145,13 +148,20 @@ class Channel(CommandChannel):
             fetcher.recovered()
         if not fetcher.engaged:
             with self._surviving(connection):
-                fetcher.start(connection, self.lists(), self._fetch_size())
+                fetcher.start(connection, self.lists(bulk=(room := self._fetch_size()).bulk), room)
+            self._passed_over_bulk = not room.bulk
         self._mark(connection)
+
+    def widen(self) -> None:
+        """Look into the bulk lanes as soon as there is room again for what they have."""
+        waits = self._passed_over_bulk and self._in_poll and self.batched
+        if waits and (room := self.room()).open and room.bulk:
+            self._disturb()
 
     def _fetch_size(self) -> Room:
         room, credit = self.room(), self.qos.can_consume_max_estimate()
         most = min(room.messages, FETCH_MESSAGES)
-        return Room(most if credit is None else min(most, credit), room.bytes)
+        return room._replace(messages=most if credit is None else min(most, credit))
 
     def _mark(self, connection: Any) -> None:
         """Tell kombu's poller where the conversation stands."""

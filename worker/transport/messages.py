@@ -32,6 +32,8 @@ class Room(NamedTuple):
     messages: int
     bytes: int = MAX_FETCH_BYTES
     """Bytes of messages after which a fetch stops; the message that passes the mark still comes."""
+    bulk: bool = True
+    """Whether bulk lanes may be fetched from as well."""
 
     @property
     def open(self) -> bool:

@@ -56,6 +56,7 @@ class Poller(MultiChannelPoller):
         """Hand out what is left of a batch, then let the channels fetch."""
         for channel in tuple(self._channels):
             channel.deliver_backlog()
+            channel.widen()
         super().on_poll_start()
 
     def on_readable(self, fileno: int) -> None:
