@@ -10,9 +10,11 @@ weights, made on the spot, by:
 - ``pipeline_best`` and ``pipeline_64``: transformers' pipeline in float32, at the batch size of 1,
   8, 32, 64 and 256 that was fastest on the workload, and at 64;
 - ``padded``: a hand-written loop over batches of 64 in order of arrival, default dtype;
-- ``limit`` and ``limit_float32``: a hand-written loop that sorts all texts by length first.
+- ``limit`` and ``limit_float32``: a hand-written loop that sorts all texts by length first;
+- ``onnx_float32``, ``onnx_int8`` and ``openvino``: that loop on other runtimes, where installed.
 
-``agreement`` is the share of texts that get the label of the float32 pipeline.
+``agreement`` is the share of texts that get the label of the float32 pipeline. What each dtype does
+to golem-mini's answers to SST-2's dev sentences, ``accuracy`` included, is told of ``sst2_dev``.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ from benchmarks.report import (
     ratio,
     summarise,
 )
+from benchmarks.runtimes import runtime_loops
 from benchmarks.workloads import WORKLOADS, Texts, texts_from, texts_made_up, workload
 from golem_tasks.errors import GolemError
 from worker.loading import EMBEDDED_FOLDER
@@ -76,7 +79,11 @@ _RATIOS = (
     ("float32", "limit_float32"),
     ("float32", "pipeline_best"),
     ("float32", "pipeline_64"),
+    ("onnx_float32", "limit_float32"),
+    ("onnx_int8", "limit"),
+    ("openvino", "limit"),
 )
+_DTYPES = ("auto", "float32", "int8")
 
 Rounds = dict[str, list[Round]]
 
@@ -128,6 +135,8 @@ def measure(
             }
             drawn = {name: workload(name, texts, count) for name, count in counts.items()}
             _measure_model(model, folder, drawn, rounds, found, notes)
+        if texts.gold and "mini" in models:
+            _measure_answers(texts, found)
     results: dict[str, dict[str, Figure]] = {name: summarise(each) for name, each in found.items()}
     asked = {"rounds": rounds, "models": list(models), "scale": scale, "counts": dict(COUNTS)}
     return Report("engine", asked, dict(results), _ratios(results, models, workloads), notes)
@@ -153,6 +162,8 @@ def _measure_model(
         f"pipeline_{_REFERENCE}": pipelines[_REFERENCE],
     }
     with ExitStack() as running:
+        scratch = running.enter_context(TemporaryDirectory(prefix="golem-runtimes-"))
+        loops |= runtime_loops(float32, Path(scratch))
         bench = running.enter_context(Bench())
         env = {"GOLEM_MODEL": str(folder)}
         worker = RunningWorker(GOLEM, bench.server, bench.folder, env=env)
@@ -163,7 +174,7 @@ def _measure_model(
             key = f"{model} {name}"
             best, reference = _fastest(pipelines, texts, key)
             notes[f"{key} best batch size of the pipeline"] = str(best)
-            runs = _runs({**loops, "pipeline_best": pipelines[best]}, queue, name, texts)
+            runs = _runs(loops | {"pipeline_best": pipelines[best]}, queue, name, texts)
             for number in range(rounds):
                 for contender, run in runs.items():
                     figures = _figures(*run(), reference)
@@ -203,9 +214,29 @@ def _fastest(
     return min(took_s, key=took_s.__getitem__), labels
 
 
+def _measure_answers(texts: Texts, found: Rounds) -> None:
+    """What a dtype does to the answers, right or wrong, of a model that has learned something."""
+    cases = {dtype: Case.of(EMBEDDED_FOLDER, dtype) for dtype in _DTYPES}
+    answers = {dtype: GolemLoop(case).run(texts.short).labels for dtype, case in cases.items()}
+    for dtype, labels in answers.items():
+        name = "default" if dtype == "auto" else dtype
+        found[f"{name} mini sst2_dev"] = [
+            {
+                "accuracy": _equal(labels, texts.gold),
+                "agreement": _equal(labels, answers["float32"]),
+            }
+        ]
+
+
+def _equal(labels: Sequence[str], others: Sequence[str]) -> float:
+    return sum(a == b for a, b in zip(labels, others, strict=True)) / len(labels)
+
+
 def _figures(ran: Ran, wall_s: float, reference: list[str]) -> dict[str, float]:
-    same = sum(a == b for a, b in zip(ran.labels, reference, strict=True))
-    figures = {"texts_per_s": len(reference) / wall_s, "agreement": same / len(reference)}
+    figures = {
+        "texts_per_s": len(reference) / wall_s,
+        "agreement": _equal(ran.labels, reference),
+    }
     if ran.padded_tokens:
         figures["tokens_per_s"] = ran.tokens / wall_s
         figures["padding_share"] = 1 - ran.tokens / ran.padded_tokens
@@ -228,6 +259,8 @@ def _ratios(
     for model in models:
         for name in workloads:
             for over, under in _RATIOS:
+                if f"{over} {model} {name}" not in results:
+                    continue  # a runtime that isn't installed
                 a, b = (results[f"{each} {model} {name}"]["texts_per_s"] for each in (over, under))
                 found[f"{over}/{under} {model} {name}"] = ratio(a, b)
         if {"outlier", "even"} <= set(workloads):

@@ -7,7 +7,7 @@ is the limit: it sees all texts at once, stores nothing, and no queue stands bef
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +70,7 @@ class Case:
 
     @classmethod
     def of(cls, folder: Path, dtype: str) -> Case:
-        """Load a folder's model on the CPU, in "float32", "bfloat16" or "auto".
+        """Load a folder's model on the CPU, in "float32", "bfloat16", "int8" or "auto".
 
         Raises:
             ModelLoadError: the folder has none.
@@ -86,6 +86,11 @@ class Case:
     def labels(self) -> tuple[str, ...]:
         """In the order of the logits."""
         return self.engine.info.labels
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The model's logits, (B, C), for input ids and attention mask, (B, T) each."""
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).logits
+        return logits
 
 
 def timed(loop: Loop, texts: Sequence[str]) -> tuple[Ran, float]:
@@ -144,16 +149,30 @@ class PaddedLoop:
             )  # fmt: skip
             tokens += int(batch["attention_mask"].sum())
             padded += batch["input_ids"].numel()
-            labels += _best(self._case, batch["input_ids"], batch["attention_mask"])
+            logits = self._case.forward(batch["input_ids"], batch["attention_mask"])
+            labels += _best(self._case, logits)
         return Ran(labels, tokens, padded)
 
 
 class SortedLoop:
-    """All texts tokenized at once, sorted by length, cut at a budget of padded tokens."""
+    """All texts tokenized at once, sorted by length, cut at a budget of padded tokens.
 
-    def __init__(self, case: Case, budget_tokens: int = BUDGET_TOKENS) -> None:
+    Args:
+        case: the model, its tokenizer and its labels.
+        budget_tokens: padded tokens of a micro-batch.
+        forward: input ids and attention mask, (B, T) each, to logits, (B, C); the model's own pass
+            if unset.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        budget_tokens: int = BUDGET_TOKENS,
+        forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         self._case = case
         self._budget_tokens = budget_tokens
+        self._forward = forward or case.forward
 
     @torch.inference_mode()
     def run(self, texts: Sequence[str]) -> Ran:
@@ -170,7 +189,8 @@ class SortedLoop:
                 ids[position, :length] = torch.tensor(rows[index])
                 mask[position, :length] = 1
             padded += ids.numel()
-            for index, label in zip(indexes, _best(self._case, ids, mask), strict=True):
+            best = _best(self._case, self._forward(ids, mask))
+            for index, label in zip(indexes, best, strict=True):
                 labels[index] = label
         return Ran(labels, sum(map(len, rows)), padded)
 
@@ -208,8 +228,7 @@ class GolemLoop:
         return Ran(labels, tokens, padded)
 
 
-def _best(case: Case, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
-    logits = case.model(input_ids=ids, attention_mask=mask).logits.float()
-    scores, best = logits.softmax(-1).max(-1)
+def _best(case: Case, logits: torch.Tensor) -> list[str]:
+    scores, best = logits.float().softmax(-1).max(-1)
     scores.tolist()  # an answer has a score, too
     return [case.labels[index] for index in best.tolist()]

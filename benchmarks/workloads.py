@@ -28,6 +28,8 @@ class Texts:
 
     short: Sequence[str]
     long: Sequence[str]
+    gold: Sequence[str] = ()
+    """The right label of each short text, NEGATIVE or POSITIVE; none for made-up ones."""
 
 
 def texts_from(folder: Path) -> Texts:
@@ -46,7 +48,8 @@ def texts_from(folder: Path) -> Texts:
             f"The folder {folder} has no sst2_glue/dev.tsv and imdb_sample/imdb_100_600.jsonl "
             f"({exc.strerror}); name another, or leave --data away for made-up texts."
         ) from None
-    return Texts([row[0].strip() for row in rows], reviews)
+    gold = ["POSITIVE" if row[1] == "1" else "NEGATIVE" for row in rows]
+    return Texts([row[0].strip() for row in rows], reviews, gold)
 
 
 def texts_made_up() -> Texts:

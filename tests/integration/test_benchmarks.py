@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.runtimes import ONNX, OPENVINO
 from tests.support.compose import ROOT
 
 
@@ -40,14 +41,17 @@ def test_plumbing_compares_golem_with_stock_celery_and_draws(tmp_path: Path) -> 
 
 def test_engine_compares_the_worker_with_loops_over_the_same_model(tmp_path: Path) -> None:
     """Every contender answers every text, the float32 ones as the pipeline does; with a picture."""
-    pytest.importorskip("matplotlib")
+    for package in ("matplotlib", *ONNX, *OPENVINO):
+        pytest.importorskip(package)
     picture = tmp_path / "engine.png"
     content = run(
         "engine", "--rounds", "1", "--models", "mini", "--workloads", "short",
         "--scale", "0.05", "--plot", str(picture),
     )  # fmt: skip
-    for key in ("float32 mini short", "limit_float32 mini short", "pipeline_64 mini short"):
-        assert content["results"][key]["agreement"]["median"] == 1
+    for name in ("float32", "limit_float32", "pipeline_64", "onnx_float32"):
+        assert content["results"][f"{name} mini short"]["agreement"]["median"] == 1
+    for name in ("onnx_int8", "openvino"):
+        assert content["ratios"][f"{name}/limit mini short"] > 0
     assert content["results"]["end_to_end mini short"]["texts_per_s"]["median"] > 0
     assert content["ratios"]["float32/pipeline_64 mini short"] > 0
     padding = {
