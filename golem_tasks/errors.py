@@ -8,6 +8,7 @@
     │   │   └── TextTooLong       a text is longer than allowed (producer)
     │   ├── InferenceError        the model failed on this very job (worker)
     │   ├── OutOfMemory           this text alone doesn't fit the device (worker)
+    │   ├── JobTimeout            the model took longer for it than it may (worker)
     │   ├── PoisonJob             the job killed its process, or was delivered too often (worker)
     │   ├── JobRevoked            the job was cancelled before it was answered (producer)
     │   └── JobExpired            the job's deadline passed before it was answered (producer)
@@ -40,6 +41,7 @@ __all__ = [
     "JobError",
     "JobExpired",
     "JobRevoked",
+    "JobTimeout",
     "ModelLoadError",
     "OutOfMemory",
     "PoisonJob",
@@ -111,6 +113,21 @@ class InferenceError(JobError):
 
 class OutOfMemory(JobError):
     """Raised when this text alone doesn't fit the device's memory. Worker: a larger device."""
+
+
+class JobTimeout(JobError):
+    """Raised when the model took longer for a job, alone, than the worker allows.
+
+    A job with a hard time limit of its own gets Celery's ``TimeLimitExceeded`` instead.
+
+    Args:
+        message: the whole sentence.
+        limit_s: seconds it was given.
+    """
+
+    def __init__(self, message: str, limit_s: float = 0.0) -> None:
+        super().__init__(message, limit_s)
+        self.limit_s = limit_s
 
 
 class PoisonJob(JobError):

@@ -26,6 +26,7 @@ from celery.utils.log import get_logger
 from golem_tasks.errors import InferenceError, JobError, PoisonJob
 from worker.batcher import Waiting
 from worker.burial import Burial
+from worker.patience import ended_by_alarm, took_too_long
 from worker.recording import Recorder, store_failure
 from worker.requests import BatchedRequest
 from worker.runner import Answered, Job, Settled, run_dispatch
@@ -67,12 +68,14 @@ class Dispatch:
         jobs: Sequence[Waiting[BatchedRequest]],
         settlement: Settlement,
         on_end: Callable[[Dispatch], None],
+        patience_s: float | None = None,
     ) -> None:
         self.jobs = list(jobs)
         self.cancelled = False
         """Whether a cold shutdown has already signalled the child."""
         self.figures: Figures | None = None
         """What the child tells of it, once it has answered."""
+        self._patience_s = patience_s
         self._settlement = settlement
         self._on_end = on_end
         self._result: Any = None
@@ -91,7 +94,7 @@ class Dispatch:
         hard_s, soft_s = self.jobs[0].time_limits
         self._result = pool.apply_async(
             run_dispatch,
-            args=(jobs,),
+            args=(jobs, self._patience_s),
             accept_callback=self._accepted,
             callback=self._answered,
             error_callback=self._failed,
@@ -119,8 +122,11 @@ class Dispatch:
         self._settlement.answered(self.jobs, answered.settled)
 
     def _failed(self, einfo: Any) -> None:
+        cause = getattr(einfo.exception, "exc", einfo.exception)
+        if self._patience_s is not None and ended_by_alarm(cause):
+            cause = took_too_long(self._patience_s)
         self._on_end(self)
-        self._settlement.failed(self.jobs, einfo, self._pid)
+        self._settlement.failed(self.jobs, cause, self._pid)
 
     def _timed_out(self, soft: bool, timeout: float) -> None:
         # The outcome of a hard limit comes through `_failed` as well; it is settled there, once.
@@ -169,9 +175,8 @@ class Settlement:
                 logger.exception("Job %s couldn't be settled", request.id)
                 self.fail(request, InferenceError.at("decode", "the worker couldn't settle it"))
 
-    def failed(self, jobs: list[Waiting[BatchedRequest]], einfo: Any, pid: int) -> None:
+    def failed(self, jobs: list[Waiting[BatchedRequest]], cause: BaseException, pid: int) -> None:
         """The pool call in process `pid` ended without outcomes: sort out who is to blame."""
-        cause = getattr(einfo.exception, "exc", einfo.exception)
         open_jobs = [job for job in jobs if not (job.request.settled or job.request.cancelled)]
         # By what ran, not by what is left of it: a mate that was revoked may have been the culprit.
         alone = len(jobs) == 1

@@ -25,6 +25,7 @@ from golem_tasks.errors import ConfigurationError, InvalidJob, PoisonJob
 from worker.batcher import Batcher, BatchLimits, Lane, Size, Waiting
 from worker.dispatch import Dispatch, Settlement
 from worker.measuring import waiting
+from worker.patience import patience_s
 from worker.recording import RETRY_S, Recorder
 from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
@@ -262,7 +263,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         yield from self.recorder.requests
 
     def _dispatch(self, batch: list[Waiting[BatchedRequest]]) -> None:
-        dispatch = Dispatch(batch, self.settlement, self._ended)
+        dispatch = Dispatch(batch, self.settlement, self._ended, patience_s(batch, self.settings))
         try:
             sent = dispatch.start(self.worker.pool)
         except (pickle.PicklingError, RecursionError, TypeError) as exc:

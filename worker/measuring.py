@@ -61,5 +61,5 @@ def _time_limits(request: Any) -> TimeLimits:
 
 
 def _seconds(value: Any) -> float | None:
-    # Beyond a day it limits nothing, and an absurd number would overflow the pool's clock.
-    return value if isinstance(value, int | float) and 0 < value <= _DAY_S else None
+    # More than a day is a day: an absurd number would overflow the pool's clock.
+    return min(value, _DAY_S) if isinstance(value, int | float) and value > 0 else None

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from golem_tasks.errors import ConfigurationError, InferenceError, InvalidJob, J
 from worker.classifier import Classifier, Work
 from worker.failures import failure
 from worker.interfaces import DeviceLost
+from worker.patience import at_most, undisturbed
 from worker.results import BatchedResults
 from worker.salvage import Computed
 from worker.tally import Figures
@@ -124,8 +124,8 @@ class Runner:
             raise InferenceError.at("decode", f"job {task_id} got no answer")
         return outcome.value
 
-    def run(self, jobs: Sequence[Job]) -> Answered:
-        """Answer and settle every job, in order.
+    def run(self, jobs: Sequence[Job], patience_s: float | None = None) -> Answered:
+        """Answer and settle every job, in order; the model may take `patience_s` for them.
 
         Raises:
             JobError: what befell all of them, such as a result Redis won't take, with its stage.
@@ -137,11 +137,11 @@ class Runner:
         stage = "read"
         try:
             # Left last: the soft limit is held back until the results are written.
-            with ExitStack() as undisturbed, self._backend.dispatch(ids) as stored:
+            with ExitStack() as settling, self._backend.dispatch(ids) as stored:
                 stage = "forward"
-                self._outcomes, figures = self._answer(jobs, stored)
+                self._outcomes, figures = self._answer(jobs, stored, patience_s)
                 stage = "decode"
-                undisturbed.enter_context(_undisturbed())
+                settling.enter_context(undisturbed())
                 for task_id in self._backend.revoked_of(ids):
                     # Its callbacks and its chain mustn't go on from an answer nobody will see.
                     self._outcomes[task_id] = _Raised(Ignore("revoked"))
@@ -155,7 +155,10 @@ class Runner:
             self._outcomes = {}
 
     def _answer(
-        self, jobs: Sequence[Job], stored: dict[str, dict[str, Any]]
+        self,
+        jobs: Sequence[Job],
+        stored: dict[str, dict[str, Any]],
+        patience_s: float | None = None,
     ) -> tuple[dict[str, _Outcome], Figures]:
         outcomes: dict[str, _Outcome] = {}
         open_jobs: list[tuple[Job, ParsedJob]] = []
@@ -177,7 +180,8 @@ class Runner:
             except Exception as exc:  # noqa: BLE001 - one payload's trouble is no mate's
                 outcomes[job.id] = _Raised(failure("read", exc))
         works = [work for job, parsed in open_jobs for work in _works(job, parsed)]
-        classified = self._classifier.classify(works)
+        with at_most(patience_s):
+            classified = self._classifier.classify(works)
         answers = iter(classified.outcomes)
         for job, parsed in open_jobs:
             outcomes[job.id] = _gather(parsed, answers)
@@ -273,23 +277,6 @@ def _picklable(settled: Settled) -> bool:
     return True
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold back the soft time limit's signal.
-
-    The model is done; while the jobs are settled one by one the signal would hit an innocent.
-    """
-    signals = {signal.SIGUSR1}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        except SoftTimeLimitExceeded:
-            logger.info("The soft time limit passed while the jobs were settled; all of them are.")
-
-
 def _is_failure(outcome: _Outcome) -> bool:
     return isinstance(outcome, _Raised) and not isinstance(outcome.error, Ignore)
 
@@ -330,14 +317,14 @@ def active() -> Runner:
     return _active
 
 
-def run_dispatch(pickled: bytes) -> Answered:
+def run_dispatch(pickled: bytes, patience_s: float | None = None) -> Answered:
     """The pool's entry point: answer a pickled list of `Job` with this process's runner.
 
     The pickle is this worker's own and came through its own pipe; on the wire there is only JSON.
     """
     jobs: list[Job] = pickle.loads(pickled)  # noqa: S301 - see above
     try:
-        return active().run(jobs)
+        return active().run(jobs, patience_s)
     except DeviceLost as exc:
         # The parent sees a lost process, starts another and lets each job run again, alone.
         logger.critical("The device is lost to this process, which ends: %s", exc)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from golem_tasks.settings import ClientSettings
 
@@ -85,6 +85,13 @@ class WorkerSettings(ClientSettings):
     )
     load_timeout_s: float = Field(
         900.0, gt=0, description="Seconds a model process may take to load and warm up."
+    )
+    job_timeout_s: Annotated[float, BeforeValidator(lambda value: value or 0.0)] = Field(
+        600.0,  # a BERT-base on one old core takes a third of it for 64 texts of 512 tokens
+        ge=0,
+        le=86_400,
+        description="Seconds the model may take for a dispatch, once more for each further 32,768 "
+        "estimated tokens, where no time limit is set otherwise; 0: for ever.",
     )
     grace_s: float = Field(
         30.0, gt=0, description="Seconds a shutdown may take to finish what is in flight."
