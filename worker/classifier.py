@@ -21,7 +21,7 @@ from worker.ceiling import Ceiling
 from worker.decoding import Decoder, MicroBatch
 from worker.failures import failure, forget_frames, is_out_of_memory
 from worker.interfaces import Encoded, Engine, Launched, Row
-from worker.packing import pack, padded_area
+from worker.packing import overhead_of, pack, padded_area
 
 __all__ = ["Classified", "Classifier", "MicroBatch", "Work"]
 
@@ -196,7 +196,9 @@ class Classifier:
         """Pack rows of all works together: micro-batches don't care whose a row is."""
         try:
             lengths = [line.row.length for line in lines]
-            plan = pack(lengths, self._ceiling.tokens, self._engine.max_rows)
+            budget = self._ceiling.tokens
+            overhead = overhead_of(budget, self._engine.info.device)
+            plan = pack(lengths, budget, self._engine.max_rows, overhead)
             return [_Pending([lines[i] for i in indexes], before) for indexes in plan]
         except BaseException as exc:
             if self._passes(exc):

@@ -2,10 +2,14 @@
 
 from itertools import combinations, pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.packing import OVERHEAD_SHARE, pack, padded_area
+from benchmarks.workloads import texts_made_up, workload
+from worker.packing import overhead_of, pack, padded_area
+
+OVERHEAD = overhead_of(1024, "cpu")
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=200)
 BUDGETS = st.integers(1, 8192)
@@ -56,7 +60,7 @@ def test_every_row_is_in_one_micro_batch_within_the_bounds(
     lengths: list[int], budget: int, max_rows: int
 ) -> None:
     """No row is lost, doubled or put where it doesn't fit, whatever the lengths."""
-    plan = pack(lengths, budget, max_rows)
+    plan = pack(lengths, budget, max_rows, OVERHEAD)
     assert sorted(i for batch in plan for i in batch) == list(range(len(lengths)))
     assert all(fits(batch, budget, max_rows) for batch in batches_of(lengths, plan))
 
@@ -64,8 +68,8 @@ def test_every_row_is_in_one_micro_batch_within_the_bounds(
 @given(LENGTHS, BUDGETS, ROWS)
 def test_never_worse_than_filling_greedily(lengths: list[int], budget: int, max_rows: int) -> None:
     """Counting the cost of a pass, the cut is at least as good as the usual one."""
-    overhead = budget // OVERHEAD_SHARE
-    ours = cost(lengths, pack(lengths, budget, max_rows), overhead)
+    overhead = overhead_of(budget, "cuda:0")
+    ours = cost(lengths, pack(lengths, budget, max_rows, overhead), overhead)
     assert ours <= cost(lengths, greedy(lengths, budget, max_rows), overhead)
 
 
@@ -88,29 +92,54 @@ def test_the_same_lengths_give_the_same_micro_batches(
     lengths: list[int], budget: int, max_rows: int
 ) -> None:
     """Packing has no chance in it: a failure can be run again."""
-    assert pack(lengths, budget, max_rows) == pack(list(lengths), budget, max_rows)
+    assert pack(lengths, budget, max_rows, OVERHEAD) == pack(
+        list(lengths), budget, max_rows, OVERHEAD
+    )
 
 
 @given(LENGTHS, BUDGETS, ROWS)
 def test_longest_rows_go_first(lengths: list[int], budget: int, max_rows: int) -> None:
     """Memory that doesn't suffice is met at once, and the allocator's blocks fit what follows."""
-    longest = [max(batch) for batch in batches_of(lengths, pack(lengths, budget, max_rows))]
+    longest = [
+        max(batch) for batch in batches_of(lengths, pack(lengths, budget, max_rows, OVERHEAD))
+    ]
     assert longest == sorted(longest, reverse=True)
 
 
 def test_nothing_makes_no_micro_batch() -> None:
     """An empty dispatch is an empty plan."""
-    assert pack([], 1024, 128) == []
+    assert pack([], 1024, 128, OVERHEAD) == []
 
 
 def test_one_long_text_among_many_short_stands_alone() -> None:
     """The outlier that makes naive batching several times slower costs its own length only."""
     lengths = [512] + [16] * 63
-    plan = pack(lengths, 1024, 128)
+    plan = pack(lengths, 1024, 128, OVERHEAD)
     assert plan[0] == [0]
     assert sum(padded_area(batch) for batch in batches_of(lengths, plan)) == sum(lengths)
 
 
 def test_no_micro_batch_is_made_to_save_a_few_tokens_of_padding() -> None:
     """A pass costs more than a little padding: nearly equal rows stay together."""
-    assert len(pack([20, 19, 18, 17] * 8, 1024, 128)) == 1
+    assert len(pack([20, 19, 18, 17] * 8, 1024, 128, OVERHEAD)) == 1
+
+
+@pytest.mark.parametrize("name", ["mixed", "outlier"])
+@pytest.mark.parametrize("budget", [256, 512, 1024, 2048, 4096])
+def test_padding_is_at_most_a_twentieth_once_four_micro_batches_wait(
+    name: str, budget: int
+) -> None:
+    """Short texts with long ones among them, on a CPU; a word counts as a token and a half."""
+    texts = workload(name, texts_made_up(), 2048)
+    lengths = [min(512, len(text.split()) * 3 // 2 + 2) for text in texts]
+    rows = next(n for n in (256, 512, 1024, 2048) if sum(lengths[:n]) >= 4 * budget)
+    waiting = lengths[:rows]
+    plan = pack(waiting, budget, 256, overhead_of(budget, "cpu"))
+    area = sum(padded_area(batch) for batch in batches_of(waiting, plan))
+    assert 1 - sum(waiting) / area <= 0.05
+
+
+def test_a_pass_counts_for_more_on_a_gpu() -> None:
+    """There the budget is large because a launch is dear; a CPU's pass costs the same in any."""
+    assert [overhead_of(budget, "cpu") for budget in (256, 1024, 4096)] == [16, 48, 48]
+    assert overhead_of(65_536, "cuda:0") == 4096
