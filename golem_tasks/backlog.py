@@ -9,11 +9,11 @@ It is counted by one pipeline of eleven commands, whose cost doesn't depend on h
   since its worker last spoke isn't counted.
 
 A worker that holds jobs speaks four times a second. So the count may miss what workers fetched in
-the last quarter of a second: at most twice `GOLEM_MAX_ROWS` texts for each model process. It also
-misses the jobs of a worker that died more than `STATS_TTL_S` ago, until its lease ends and they
-wait again, and those a stock Celery worker on the same queues has taken. Jobs that a worker holds
-until their `countdown_s` is over are told apart (`Backlog.scheduled`): they wait for their time,
-not for a worker.
+the last quarter of a second: at most three times `GOLEM_MAX_ROWS` texts for each model process. It
+also misses the jobs of a worker that died more than `STATS_TTL_S` ago, until its lease ends and
+they wait again, and those a stock Celery worker on the same queues has taken. Jobs that a worker
+holds until their `countdown_s` is over are told apart (`Backlog.scheduled`): they wait for their
+time, not for a worker.
 
 A job counts as one, whether it carries one text or, as ``classify_many``, a thousand.
 """
@@ -34,6 +34,7 @@ __all__ = [
     "Counted",
     "Held",
     "LaneBacklog",
+    "ProcessMemory",
     "WorkerStats",
     "ask",
     "counted",
@@ -57,6 +58,18 @@ class Held(_Told):
     """In its buffer."""
     in_flight: int = 0
     """In a model process."""
+
+
+class ProcessMemory(_Told):
+    """What a model process takes of the machine's memory, in MiB; None where Linux doesn't tell."""
+
+    pid: int
+    rss_mib: float
+    """Resident: shared pages counted in full, in each process that has them."""
+    pss_mib: float | None = None
+    """Proportional: of a page that n processes share, an nth. These add up to what they take."""
+    private_mib: float | None = None
+    """What nobody shares, and its end would free."""
 
 
 class WorkerStats(_Told):
@@ -103,6 +116,18 @@ class WorkerStats(_Told):
     """Padded area of a micro-batch the device is trusted with now, in tokens."""
     token_ceiling: int = 0
     """The same before any out of memory."""
+    process_memory: tuple[ProcessMemory, ...] = ()
+    """Of each model process, some seconds old; empty where the system doesn't tell."""
+
+    @property
+    def memory_mib(self) -> float | None:
+        """What the model processes take together, shared pages counted once; None if unknown."""
+        if not self.process_memory:
+            return None
+        known = (
+            each.rss_mib if each.pss_mib is None else each.pss_mib for each in self.process_memory
+        )
+        return sum(known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,16 @@ def find_budget(engine: Engine, state_dir: str | None) -> int:
     What an earlier start found on this machine is taken as it is. An engine that fails otherwise
     than by memory keeps its own budget: the warm-up that follows says what is wrong with it.
     """
+    file = BudgetFile(state_dir, "speeds", engine.info, max_rows=engine.max_rows)
+    # The processes of a worker load at the same time: on one device they would slow each other, and
+    # each would take what it measures then for the device's own speed.
+    with file.alone():
+        remembered = file.recall()
+        return _find(engine, file) if remembered is None else remembered
+
+
+def _find(engine: Engine, file: BudgetFile) -> int:
     info = engine.info
-    file = BudgetFile(state_dir, "speeds", info, max_rows=engine.max_rows)
-    if (remembered := file.recall()) is not None:
-        return remembered
     budgets = budgets_to_try(engine.max_rows, info.max_tokens)
     if info.device == "cpu":
         budgets = [budget for budget in budgets if budget <= _LAST_ON_CPU]

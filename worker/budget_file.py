@@ -22,12 +22,14 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from celery.utils.log import get_logger
 
 from worker.interfaces import ModelInfo
+from worker.state_folder import one_at_a_time, state_folder
 
 __all__ = ["BudgetFile", "Kind"]
 
@@ -65,7 +67,7 @@ class BudgetFile:
             **conditions,
         }
         digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()
-        self._path = _folder(state_dir) / kind / f"{digest[:32]}.json"
+        self._path = state_folder(state_dir) / kind / f"{digest[:32]}.json"
         self._told = False
 
     def recall(self) -> int | None:
@@ -97,6 +99,14 @@ class BudgetFile:
                     exc,
                 )
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process is in here for a budget of this kind, where one can tell."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # `store` tells of it
+                stack.enter_context(one_at_a_time(self._path.parent))
+            yield
+
     def _write(self, content: dict[str, Any]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         part = self._path.with_suffix(f".{os.getpid()}.part")
@@ -109,13 +119,6 @@ class BudgetFile:
             raise
         with contextlib.suppress(OSError):  # another process is at it as well
             _prune(self._path.parent)
-
-
-def _folder(state_dir: str | None) -> Path:
-    if state_dir is not None:
-        return Path(os.path.expanduser(state_dir))  # noqa: PTH111 - Path's raises without a home
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - ditto
-    return Path(cache, "golem")
 
 
 def _believed(content: Any, key: dict[str, Any]) -> int | None:

@@ -26,6 +26,7 @@ from worker.failures import is_out_of_memory
 from worker.interfaces import Activation, DeviceLost, Encoded, ModelInfo, Row
 from worker.loading import LoadedModel, Source, find_source, labels_of, load_model, max_tokens_of
 from worker.settings import WorkerSettings
+from worker.sharing import share_weights
 
 __all__ = ["TorchEngine", "build", "load"]
 
@@ -229,6 +230,8 @@ def build(settings: WorkerSettings, index: int) -> TorchEngine:
     device = choose_device(settings.device, index)
     set_threads(settings, device)
     loaded = load_model(source, choose_dtype(settings.dtype, device), device)
+    if device.type == "cpu" and (settings.processes or 1) > 1:
+        share_weights(loaded.model, settings.state_dir, name=source.name, revision=loaded.revision)
     return TorchEngine(source, loaded, settings)
 
 

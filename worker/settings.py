@@ -67,7 +67,8 @@ class WorkerSettings(ClientSettings):
     state_dir: str | None = Field(
         None,
         min_length=1,
-        description="Folder for the token budgets learned here; unset: golem in the user's cache.",
+        description="Folder for what is learned here, and for weights that processes share; unset: "
+        "golem in the user's cache.",
     )
     linger_ms: float = Field(
         0.0, ge=0, le=60_000, description="Milliseconds a job may wait for company while idle."

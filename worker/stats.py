@@ -18,8 +18,10 @@ nothing but the figures: what couldn't be written is dropped for what is newer.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,9 +32,10 @@ from celery.worker import state
 from pydantic import ValidationError
 
 from golem_tasks._redis import FAILED, Server, broker_server, is_passing
-from golem_tasks.backlog import STATS_TTL_S, Held, WorkerStats, workers_key
+from golem_tasks.backlog import STATS_TTL_S, Held, ProcessMemory, WorkerStats, workers_key
 from worker.batcher import Lane
 from worker.intake import Intake
+from worker.memory import memory_of
 from worker.processes import Report
 
 __all__ = ["Publisher", "Statistics"]
@@ -41,6 +44,8 @@ logger = get_logger(__name__)
 
 BUSY_S = 0.25
 IDLE_S = 3.0
+MEMORY_S = 5.0
+"""Between two looks at the memory of the model processes, some milliseconds for each."""
 _PAUSE_S = 2.0  # after a failure
 _LEAVE_S = 1.0  # what a worker that leaves waits at most for its field to be removed
 
@@ -99,7 +104,8 @@ class Statistics(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships
                 bulk=_held(lanes[Lane.BULK]),
                 scheduled=len(state.scheduled_requests),
                 **{**self._model, **intake.tally.told()},
-            )
+            ),
+            _pids(self._worker.pool),
         )
 
     def _on_failure(self, **_: Any) -> None:
@@ -120,7 +126,9 @@ class Publisher:
         self._name = name
         self._client = redis.Redis(connection_pool=server.pool())
         self._changed = threading.Condition()
-        self._latest: WorkerStats | None = None
+        self._latest: tuple[WorkerStats, tuple[int, ...]] | None = None
+        self._memory: tuple[ProcessMemory, ...] = ()
+        self._looked_at_s = -math.inf
         self._leaving = False
         self._ahead_s: float | None = None  # of the monotonic clock here is the server's
         self._cleaned_at_s = 0.0
@@ -131,10 +139,15 @@ class Publisher:
         """Start the thread."""
         self._thread.start()
 
-    def tell(self, stats: WorkerStats) -> None:
-        """Have this written next, with `at_s`, monotonic here, turned into the server's time."""
+    def tell(self, stats: WorkerStats, pids: Sequence[int] = ()) -> None:
+        """Have this written next, with `at_s`, monotonic here, turned into the server's time.
+
+        Args:
+            stats: the figures.
+            pids: the model processes, whose memory is looked up in the thread.
+        """
         with self._changed:
-            self._latest = stats
+            self._latest = stats, tuple(pids)
             self._changed.notify()
 
     def stop(self) -> None:
@@ -145,9 +158,10 @@ class Publisher:
         self._thread.join(_LEAVE_S)
 
     def _run(self) -> None:
-        while (stats := self._next()) is not None:
+        while (latest := self._next()) is not None:
+            stats, pids = latest
             try:
-                self._write(stats)
+                self._write(stats.model_copy(update={"process_memory": self._look(stats, pids)}))
             except FAILED as exc:
                 self._complain(exc)
                 with self._changed:
@@ -156,11 +170,19 @@ class Publisher:
             self._client.hdel(self._key, self._name)
         self._client.connection_pool.disconnect()
 
-    def _next(self) -> WorkerStats | None:
+    def _next(self) -> tuple[WorkerStats, tuple[int, ...]] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._leaving or self._latest is not None)
-            stats, self._latest = self._latest, None
-            return None if self._leaving else stats
+            latest, self._latest = self._latest, None
+            return None if self._leaving else latest
+
+    def _look(self, stats: WorkerStats, pids: Sequence[int]) -> tuple[ProcessMemory, ...]:
+        """The memory of these processes, which is looked up anew once it is old."""
+        known = [each.pid for each in self._memory]
+        if stats.at_s - self._looked_at_s >= MEMORY_S or known != list(pids):
+            self._looked_at_s = stats.at_s
+            self._memory = tuple(found for pid in pids if (found := memory_of(pid)))
+        return self._memory
 
     def _write(self, stats: WorkerStats) -> None:
         if self._ahead_s is None:
@@ -210,6 +232,12 @@ def _model(reports: list[Report]) -> dict[str, Any]:
         "token_budget": first.token_budget,
         "token_ceiling": first.token_budget,
     }
+
+
+def _pids(pool: Any) -> list[int]:
+    """The model processes by their index."""
+    running = getattr(pool._pool, "_pool", ())  # noqa: SLF001 - the only list of them there is
+    return [process.pid for process in sorted(running, key=lambda process: process.index)]
 
 
 def _held(lane: tuple[int, int]) -> Held:

@@ -16,7 +16,7 @@ from golem_tasks.cli.common import duration, one_line, stdout
 
 __all__ = ["console", "facts", "lanes_table", "remarks", "speed", "workers_table"]
 
-_PIPE_COLUMNS = 120
+_PIPE_COLUMNS = 132
 _UNKNOWN = "-"
 
 
@@ -58,7 +58,16 @@ def lanes_table(backlog: Backlog) -> Table:
 def workers_table(backlog: Backlog) -> Table:
     """What each worker is and does."""
     table = _table(
-        "worker", "model", "texts/s", "tokens/s", "rows", "padding", "held", "waited", "failed"
+        "worker",
+        "model",
+        "texts/s",
+        "tokens/s",
+        "rows",
+        "padding",
+        "held",
+        "waited",
+        "failed",
+        "MiB",
     )
     for column in table.columns[:2]:  # these give way on a narrow terminal, the figures don't
         column.justify, column.overflow, column.no_wrap = "left", "ellipsis", False
@@ -73,6 +82,7 @@ def workers_table(backlog: Backlog) -> Table:
             f"{_jobs(worker.interactive) + _jobs(worker.bulk):,}",
             _wait(worker.queued_ms),
             f"{worker.failed:,}",
+            _or_unknown(worker.memory_mib, "{:,.0f}"),
         )
     return table
 

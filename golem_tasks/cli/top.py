@@ -56,7 +56,8 @@ def command(
 
     For each worker: its model, data type and device, texts and tokens a second, rows in a dispatch,
     how much of what it computed was padding, jobs it holds, how long the job of its latest dispatch
-    that was sent first had waited, and failures since it started. Rates are of the last seconds.
+    that was sent first had waited, failures since it started, and the memory its model processes
+    take together. Rates are of the last seconds.
     """
     from golem_tasks.client import Golem  # noqa: PLC0415 - loads Celery, which --help needn't
 

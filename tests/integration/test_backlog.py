@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -168,6 +169,9 @@ def test_what_a_worker_holds_is_counted_by_lane(
         assert worker.token_budget == worker.token_ceiling == 1024
         assert worker.rows_per_dispatch is not None
         assert 1.0 <= worker.rows_per_dispatch <= 2.0
+        if sys.platform == "linux":
+            (memory,) = worker.process_memory
+            assert 1.0 < memory.rss_mib < 2_000.0
         countdown.cancel()
 
 

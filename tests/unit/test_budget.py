@@ -1,5 +1,6 @@
 """The token budget a worker finds for itself."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,21 @@ def test_it_is_measured_once_on_a_machine(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(budget, "measure", None)  # a second measurement would raise
     assert find_budget(FakeEngine(token_budget=77), str(tmp_path)) == first
     assert len(list((tmp_path / "speeds").iterdir())) == 1
+
+
+def test_processes_that_load_together_measure_one_after_the_other(tmp_path: Path) -> None:
+    """Who comes while another measures waits, and takes what that one found."""
+    mate, found = FakeEngine(token_budget=78), []
+    other = threading.Thread(target=lambda: found.append(find_budget(mate, str(tmp_path))))
+
+    def on_forward(_: list[str]) -> None:
+        if other.ident is None:
+            other.start()
+
+    first = find_budget(FakeEngine(token_budget=77, on_forward=on_forward), str(tmp_path))
+    other.join()
+    assert found == [first]
+    assert mate.launched == []
 
 
 def test_other_rows_are_another_measurement(tmp_path: Path) -> None:

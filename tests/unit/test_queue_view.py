@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from golem_tasks.backlog import Backlog, Held, LaneBacklog, WorkerStats
+from golem_tasks.backlog import Backlog, Held, LaneBacklog, ProcessMemory, WorkerStats
 from golem_tasks.cli.queue_view import facts, lanes_table, remarks, speed, workers_table
 
 
@@ -20,6 +20,10 @@ def worker(**changes: Any) -> WorkerStats:
         "failed": 12, "jobs_per_s": 90.0, "texts_per_s": 1234.4, "tokens_per_s": 56789.0,
         "full_jobs_per_s": 100.0, "full_texts_per_s": 1300.0, "rows_per_dispatch": 61.5,
         "padding_share": 0.12, "queued_ms": 840.0, "token_budget": 8192, "token_ceiling": 8192,
+        "process_memory": (
+            ProcessMemory(pid=11, rss_mib=900.0, pss_mib=620.0, private_mib=500.0),
+            ProcessMemory(pid=12, rss_mib=895.0, pss_mib=615.0, private_mib=495.0),
+        ),
     }  # fmt: skip
     return WorkerStats(**{**fields, **changes})
 
@@ -36,7 +40,7 @@ def backlog(*workers: WorkerStats, waiting: int = 0) -> Backlog:
     return Backlog(lanes[0], lanes[1], workers, 1000.0)
 
 
-def shown(what: RenderableType, width: int = 120) -> list[str]:
+def shown(what: RenderableType, width: int = 132) -> list[str]:
     """The lines it makes on a terminal of this width."""
     console = Console(width=width, file=io.StringIO(), highlight=False)
     with console.capture() as captured:
@@ -57,11 +61,11 @@ def test_a_lane_is_a_line_with_its_numbers_and_its_wait() -> None:
 
 
 def test_a_worker_is_a_line_with_what_it_is_and_does() -> None:
-    """Model, type, device, processes; texts, tokens, rows, padding, held, waited, failed."""
+    """Model, type, device, processes; texts, tokens, rows, padding, held, waited, failed, MiB."""
     lines = shown(workers_table(backlog(worker())))
     assert cells(lines, "celery@gpu-1") == [
         "celery@gpu-1", "reviews", "bfloat16", "cuda:0,cuda:1", "x2",
-        "1,234", "56,789", "61.5", "12%", "1,207", "840", "ms", "12",
+        "1,234", "56,789", "61.5", "12%", "1,207", "840", "ms", "12", "1,235",
     ]  # fmt: skip
 
 
@@ -71,7 +75,7 @@ def test_the_figures_stay_whole_on_a_narrow_terminal(width: int) -> None:
     lines = shown(workers_table(backlog(worker(name="celery@" + "x" * 90))), width)
     assert all(cell_len(line) <= width for line in lines)
     text = " ".join(lines)
-    for figure in ("1,234", "56,789", "61.5", "12%", "1,207", "840 ms"):
+    for figure in ("1,234", "56,789", "61.5", "12%", "1,207", "840 ms", "1,235"):
         assert figure in text
 
 
