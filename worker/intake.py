@@ -188,10 +188,6 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         Celery flushes its pool then: a batch not yet accepted by a child vanishes without a
         callback, and of our requests only those that run stay in its registries.
         """
-        if self.settings.transport == "stock":
-            # It has put all messages back into the queue, whence they come again.
-            for job in self.batcher.discard(lambda _: True):
-                state.task_ready(job.request)
         cache = self.worker.pool._pool._cache
         for dispatch in list(self.dispatches):
             if dispatch.dropped(cache):

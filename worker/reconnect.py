@@ -30,7 +30,7 @@ from redis.exceptions import ResponseError
 from golem_tasks._redis import broker_server
 from worker.intake import Intake
 from worker.refusals import RefusingConsumer
-from worker.transport import Held, QoS
+from worker.transport import Held, QoS, adopt_on_stock, take_held_of_stock
 
 __all__ = ["Adoption", "SteadyConsumer"]
 
@@ -82,8 +82,8 @@ class SteadyConsumer(RefusingConsumer):
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Detach what is held before Celery closes the channel, which would put it all back."""
         qos = getattr(getattr(self.task_consumer, "channel", None), "qos", None)
-        if isinstance(qos, QoS):
-            taken = qos.take_held()
+        if qos is not None:
+            taken = qos.take_held() if isinstance(qos, QoS) else take_held_of_stock(qos)
             if self.held is None:
                 self.held = taken
             else:  # lost again before it was adopted
@@ -141,7 +141,7 @@ class Adoption(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships n
         mine = intake.tags() | {request.message.delivery_tag for request in tuple(active_requests)}
         mine &= held.messages.keys()
         returned = len(held.messages) - len(mine)
-        taken = consumer.task_consumer.channel.qos.adopt(held, mine)
+        taken = _adopt(consumer.task_consumer.channel, held, mine)
         consumer.held = None  # only now: if adopting failed, the next connection tries again
         intake.forget(taken)
         logger.warning(
@@ -151,3 +151,11 @@ class Adoption(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships n
             returned,
             len(taken),
         )
+
+
+def _adopt(channel: Any, held: Held, mine: set[str]) -> set[str]:
+    """Give `held` to the channel; the tags another worker has by now."""
+    if isinstance(channel.qos, QoS):
+        return channel.qos.adopt(held, mine)
+    adopt_on_stock(channel, held, mine)
+    return set()  # a stock transport is told by nobody

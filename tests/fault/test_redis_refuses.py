@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
-from celery.result import AsyncResult
 
 from golem_tasks import DeadLetters, PoisonJob
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_engine import expected_label
-from tests.support.fake_workers import FakeWorker, check, jobs_of, producer_for, send, send_all
+from tests.support.fake_workers import FakeWorker, check, jobs_of, send, send_all
 from tests.support.waiting import wait_until
 
 
@@ -110,19 +109,3 @@ def test_5_the_soft_time_limit_of_a_batch_that_computes_too_long(
         check(results[:-1], texts)
         with pytest.raises(SoftTimeLimitExceeded):
             results[-1].get(timeout=60)
-
-
-def test_6_a_reset_connection_under_the_stock_transport(
-    tmp_path: Path, alone: EmbeddedServer, app: Celery
-) -> None:
-    """GOLEM_TRANSPORT=stock goes on after a reset, with every job answered."""
-    texts = [f"text {number}" for number in range(60)]
-    results = send_all(app, texts)
-    settings = {"GOLEM_TRANSPORT": "stock", "GOLEM_MAX_ROWS": "4", "FAKE_FORWARD_S": "0.1"}
-    with FakeWorker(tmp_path, alone, **settings) as worker:
-        wait_until(lambda: len(worker.runs) >= 8, "some to be computed")
-        with alone.client() as client:
-            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        later = producer_for(alone)
-        check([AsyncResult(result.id, app=later) for result in results], texts)
-        check([send(later, "afterwards")], ["afterwards"])

@@ -66,6 +66,7 @@ from worker.transport.connection import AMQP, Connection
 from worker.transport.kombu_transport import SentinelTransport, Transport
 from worker.transport.messages import Held, Message, Room
 from worker.transport.qos import QoS
+from worker.transport.stock_held import adopt_on_stock, take_held_of_stock
 
 __all__ = [
     "AMQP",
@@ -78,4 +79,6 @@ __all__ = [
     "SentinelChannel",
     "SentinelTransport",
     "Transport",
+    "adopt_on_stock",
+    "take_held_of_stock",
 ]
