@@ -158,4 +158,4 @@ def _adopt(channel: Any, held: Held, mine: set[str]) -> set[str]:
     if isinstance(channel.qos, QoS):
         return channel.qos.adopt(held, mine)
     adopt_on_stock(channel, held, mine)
-    return set()  # a stock transport is told by nobody
+    return set()  # a stock worker can't know

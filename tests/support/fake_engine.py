@@ -29,9 +29,10 @@ out when its row is launched (`ORDERS`)::
 In a worker process `load` builds it (``GOLEM_ENGINE=tests.support.fake_engine:load``), and these
 variables choose its behaviour: ``FAKE_FORWARD_S`` seconds per forward pass, ``FAKE_LOAD_S`` seconds
 to load, ``FAKE_LOAD_ERROR`` a message it fails to load with, ``FAKE_LOAD_ERROR_IF`` a file that,
-if it exists, makes it fail to load, ``FAKE_MAX_AREA`` the padded area it
-has memory for, ``FAKE_TOKEN_BUDGET`` its budget, ``FAKE_LOG`` a file that gets one line per forward
-pass: the process id, then the texts, tab-separated.
+if it exists, makes it fail to load, ``FAKE_MAX_AREA`` the padded area it has memory for,
+``FAKE_TOKEN_BUDGET`` its budget, ``FAKE_DEVICES`` a list with commas, from which each process takes
+the device of its index, ``FAKE_LOG`` a file that gets one line per forward pass: the process id,
+then the texts, tab-separated.
 """
 
 import math
@@ -292,7 +293,7 @@ def _obey(text: str) -> None:
         ORDERS[order](argument)
 
 
-def load(settings: WorkerSettings, _index: int) -> FakeEngine:
+def load(settings: WorkerSettings, index: int) -> FakeEngine:
     """Build it in a model process; same signature as `worker.engine.load`.
 
     Raises:
@@ -312,11 +313,12 @@ def load(settings: WorkerSettings, _index: int) -> FakeEngine:
                 file.write("\t".join([str(os.getpid()), *texts]) + "\n")
         time.sleep(forward_s)
 
-    max_area = environ.get("FAKE_MAX_AREA")
+    max_area, devices = environ.get("FAKE_MAX_AREA"), environ.get("FAKE_DEVICES", "cpu").split(",")
     budget = settings.token_budget if isinstance(settings.token_budget, int) else _TOKEN_BUDGET
     return FakeEngine(
         token_budget=int(environ.get("FAKE_TOKEN_BUDGET", budget)),
         max_rows=settings.max_rows,
         max_area=None if max_area is None else int(max_area),
         on_forward=on_forward,
+        device=devices[index % len(devices)],
     )

@@ -118,6 +118,15 @@ class WorkerProcess:
         self.stop()
 
 
+def running(pid: int) -> bool:
+    """Whether a process runs: it exists and isn't one that has ended and waits to be reaped."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
 def _cmdline(pid: str) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
