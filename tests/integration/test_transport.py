@@ -672,6 +672,93 @@ def test_one_whose_message_was_taken_over_lets_it_go(
     assert client.hlen("unacked") == 0
 
 
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_renewal_whose_reply_is_lost_takes_nothing_from_another_worker(
+    server: EmbeddedServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    """Cut off for longer than its lease, a worker lets go of what another has, and of no more."""
+    with Consuming(server.url, options={"lease_s": 1}) as consuming:
+        told: set[str] = set()
+        consuming.transport.on_lost = told.update
+        publish(server, [1, 2])
+        consuming.take(2)
+        taken, kept = (message.delivery_tag for message in consuming.got)
+        asked = threading.Event()
+
+        def cut_off(*sent: Any) -> None:
+            if arrives and not asked.is_set():
+                type(consuming.channel).run_leasing(consuming.channel, *sent)
+            asked.set()
+            raise redis.exceptions.ConnectionError("the reply is lost")
+
+        monkeypatch.setattr(consuming.channel, "run_leasing", cut_off)
+        consuming.turn_until(asked.is_set, "a renewal")
+        wait_until(lambda: over(client, taken), "the lease to end")
+        client.zadd("golem:leases", {kept: 2e9})  # nobody else takes this one
+        client.zadd("unacked_index", {kept: 2e9})
+        with Consuming(server.url) as other:
+            other.qos.restore_visible(interval=1)
+            assert other.take(1) == [1]
+            lease = client.zscore("unacked_index", taken)
+            consuming.got[1].leased_until = "2000000000.000000"
+            monkeypatch.undo()
+            consuming.qos.renew()
+            assert client.zscore("unacked_index", taken) == lease
+            assert client.zscore("unacked_index", kept) < 2e9
+            consuming.turn_until(lambda: told, "the loss to be told")
+            assert told == {taken}
+            other.ack_all()
+        consuming.got[1].ack()
+    assert client.hlen("unacked") == 0
+
+
+def over(client: redis.Redis, tag: str) -> bool:
+    """Whether a lease has ended, by the server's clock."""
+    seconds, micros = client.time()
+    return bool(client.zscore("golem:leases", tag) < seconds + micros / 1e6)
+
+
+def test_a_renewal_whose_reply_is_lost_keeps_what_is_still_its_own(
+    server: EmbeddedServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Come through or not: the next one finds the message its own, and so does giving it back."""
+    with Consuming(server.url) as consuming:
+        publish(server, [1, 2])
+        consuming.take(2)
+        real, first = (
+            consuming.channel.run_leasing,
+            client.zscore("golem:leases", tag_of(consuming)),
+        )
+
+        def reply_lost(*sent: Any) -> None:
+            real(*sent)
+            raise redis.exceptions.ConnectionError("the reply is lost")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(consuming.channel, "run_leasing", reply_lost)
+            with pytest.raises(redis.exceptions.ConnectionError):
+                consuming.qos.renew()
+        second = client.zscore("golem:leases", tag_of(consuming))
+        assert second > first
+        consuming.qos.renew()
+        assert client.zscore("golem:leases", tag_of(consuming)) > second
+        with monkeypatch.context() as patch:
+            patch.setattr(consuming.channel, "run_leasing", reply_lost)
+            with pytest.raises(redis.exceptions.ConnectionError):
+                consuming.qos.renew()
+        held = consuming.die()
+    with Consuming(server.url, queues=()) as new:
+        assert new.qos.adopt(held, [tag_of(consuming)]) == set()
+        assert client.llen("golem") == 1
+        consuming.got[0].ack()
+    assert client.hlen("unacked") == 0
+
+
+def tag_of(consuming: Consuming) -> str:
+    """The delivery tag of the first message."""
+    return str(consuming.got[0].delivery_tag)
+
+
 def test_stock_workers_let_be_what_a_living_worker_holds(
     server: EmbeddedServer, client: redis.Redis, consuming: Consuming
 ) -> None:
@@ -875,6 +962,17 @@ def test_a_fetch_that_runs_too_late_pops_nothing(
     reply = client.eval(script("fetch"), len(keys), *keys, *limits)
     assert reply == [b"0", b"{}"]
     assert client.llen("golem") == 3
+
+
+def test_asking_again_what_a_fetch_popped_doesnt_keep_its_record_longer(
+    client: redis.Redis,
+) -> None:
+    """It is gone with the leases, or it would name messages that others have by then."""
+    client.rpush("golem:fetch:old", "tag")
+    client.expire("golem:fetch:old", 5)
+    for _ in range(2):
+        assert client.eval(script("fence"), 1, "golem:fetch:old", 60) == [b"tag"]
+        assert 0 < client.ttl("golem:fetch:old") <= 5
 
 
 def test_killed_connections_are_replaced_without_a_reconnect(

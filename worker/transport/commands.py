@@ -55,11 +55,17 @@ class CommandChannel(stock.Channel):
             client = self._client_cache[name] = create()
         return client
 
-    def pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Run commands that may safely run twice, in one round trip."""
+    def pipeline(self, commands: list[tuple[Any, ...]], *, urgent: bool = False) -> list[Any]:
+        """Run commands that may safely run twice, in one round trip.
+
+        Args:
+            commands: each with its arguments.
+            urgent: on the connection of `run_leasing`.
+        """
 
         def run() -> list[Any]:
-            with self.plain.pipeline(transaction=False) as pipe:
+            client = self._leasing if urgent else self.plain
+            with client.pipeline(transaction=False) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
                 return list(pipe.execute())

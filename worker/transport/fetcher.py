@@ -15,6 +15,7 @@ itself watches a single list and writes to the append-only file at each look.
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import sha1
@@ -28,7 +29,7 @@ from redis import exceptions
 from worker.transport.keys import DEAD_ENTRIES, DELIVERIES_TTL_S, LEASES_TTL_S, Keys, script
 from worker.transport.messages import Fetched, Room, parse_fetch
 
-__all__ = ["CONNECTION_LOST", "Fetcher", "ServerRefusesError", "is_refusal"]
+__all__ = ["CONNECTION_LOST", "Fetcher", "ServerRefusesError", "is_refusal", "receipt_ttl_s"]
 
 logger = get_logger(__name__)
 
@@ -208,7 +209,7 @@ class Fetcher:
         names = [keys.unacked, keys.index, self.receipt, keys.dead, keys.leases, *self._lists]
         return (
             "EVALSHA", self._sha, len(names), *names, room.messages, room.bytes,
-            max(1, round(self._lease_s)), keys.deliveries, DELIVERIES_TTL_S, DEAD_ENTRIES,
+            receipt_ttl_s(self._lease_s), keys.deliveries, DELIVERIES_TTL_S, DEAD_ENTRIES,
             self._lease_s, LEASES_TTL_S,
         )  # fmt: skip
 
@@ -270,6 +271,17 @@ class Fetcher:
                 "to every %d ms; allow CLIENT TRACKING over RESP3 to stop that.",
                 reason, 1000 * POLL_S[1],
             )  # fmt: skip
+
+
+def receipt_ttl_s(lease_s: float) -> int:
+    """Whole seconds for which Redis keeps the record of what a fetch popped.
+
+    Rounded down: who finds its messages there takes them for his and puts them back. Were the
+    record there for a moment longer than their leases, another worker could have them by then, and
+    be computing what is put back a second time. A record that is gone too soon only leaves them to
+    the sweep. (Redis keeps nothing for 0 s, but a lease has at least one: see `WorkerSettings`.)
+    """
+    return max(1, math.floor(lease_s))
 
 
 def _on_push(_: Any) -> object:

@@ -13,13 +13,15 @@ never renew. So each message is judged by what its holder promised:
   back what a dead one left if no Golem worker does.
 
 A score is also a token: as long as it is the one we gave, the message is ours. If it isn't, another
-worker has the message, and we neither renew nor put back what is its.
+worker has the message, and we neither renew nor put back what is its. After a renewal whose reply
+is lost the score is one of many, so it is read first (`Message.is_ours`) and never overwritten
+unseen.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from time import time
@@ -105,27 +107,40 @@ class Leases:
         if self._channel.stock_only:
             self._renew_as_stock(held)
             return set()
-        known = [message.leased_until for message in held.values()]
-        self._note(held.values(), "")  # unknown, until the reply is here
         try:
-            now, until, *lost = self._send(held, known)
+            return self._begin(held)
         except CONNECTION_LOST:
-            # It may have arrived, so the scores aren't known any more: no comparing this time.
-            now, until, *lost = self._send(held, [""] * len(held))
+            return self._begin(held)
+
+    def _begin(self, held: dict[str, Message]) -> set[str]:
+        """Begin leases anew, of messages that are ours; the tags of the others."""
+        lost = self.taken({tag: m for tag, m in held.items() if m.slack_s}, urgent=True)
+        mine = {tag: message for tag, message in held.items() if tag not in lost}
+        if not self._doubt(mine.values()):
+            return lost
+        now, until, *others = self._send(mine)
         self.silence.hear(float(now))
-        tags = {tag.decode() for tag in lost}
-        self._note((m for tag, m in held.items() if tag not in tags), until.decode())
-        return tags
+        lost |= {tag.decode() for tag in others}
+        self._note((m for tag, m in mine.items() if tag not in lost), until.decode())
+        return lost
+
+    def _doubt(self, messages: Iterable[Message]) -> bool:
+        """Until we are told, the leases may have been begun anew; False if they mayn't be by us."""
+        with self._noting:
+            if not self._released:
+                for message in messages:
+                    message.slack_s = self._channel.lease_s
+            return not self._released
 
     def _note(self, messages: Iterable[Message], until: str) -> None:
         with self._noting:
             if not self._released:
                 for message in messages:
-                    message.leased_until = until
+                    message.leased_until, message.slack_s = until, 0.0
 
-    def _send(self, held: dict[str, Message], known: Sequence[str]) -> Any:
+    def _send(self, held: dict[str, Message]) -> Any:
         keys, lease_s = self._channel.keys, self._channel.lease_s
-        pairs = [part for pair in zip(held, known, strict=True) for part in pair]
+        pairs = [part for tag, message in held.items() for part in (tag, message.leased_until)]
         return self._channel.run_leasing(
             "renew", [keys.index, keys.leases], [lease_s, LEASES_TTL_S, *pairs]
         )
@@ -134,17 +149,25 @@ class Leases:
         index, score = self._channel.keys.index, f"{time():.6f}"
         self._channel.pipeline([("ZADD", index, "XX", score, tag) for tag in held])
 
-    def taken(self, messages: dict[str, Message]) -> set[str]:
-        """Tags of messages that aren't ours any more, by their scores."""
-        scores = self._channel.pipeline(
-            [("ZSCORE", self._channel.keys.index, tag) for tag in messages]
-        )
-        return {
-            tag
-            for (tag, message), score in zip(messages.items(), scores, strict=True)
-            # No score at all is no proof that another has it: a server may have lost its data.
-            if score is not None and message.leased_until and score != float(message.leased_until)
-        }
+    def taken(self, messages: dict[str, Message], *, urgent: bool = False) -> set[str]:
+        """Tags of messages that aren't ours any more, by their scores; the others' are noted.
+
+        Args:
+            messages: by tag.
+            urgent: ask on the connection that doesn't wait longer than leases last.
+
+        Raises:
+            redis.exceptions.ConnectionError: the server couldn't be reached, twice in a row.
+        """
+        keys, taken = self._channel.keys, set()
+        commands = [("ZSCORE", key, tag) for tag in messages for key in (keys.index, keys.leases)]
+        scores = iter(self._channel.pipeline(commands, urgent=urgent))
+        for (tag, message), score, double in zip(messages.items(), scores, scores, strict=True):
+            if not message.is_ours(score, double):
+                taken.add(tag)
+            elif score is not None and message.leased_until:
+                self._note([message], repr(score))
+        return taken
 
 
 class Renewals:

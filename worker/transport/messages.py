@@ -52,12 +52,26 @@ class Message(virtual.Message):
     source: str | None = None
     """The Redis list it was popped from; None if the stock transport fetched it."""
     leased_until: str = ""
-    """The end of its lease as we last set it, its score in ``unacked_index``; "" if unknown."""
+    """The end of its lease as last told, its score in ``unacked_index``; "" if it has no lease."""
+    slack_s = 0.0
+    """Seconds by which the end may be later, as a renewal whose reply is lost may have moved it."""
 
     @property
     def redelivered(self) -> bool:
         """Whether it was delivered before, so that Redis may hold a count for it."""
         return self.deliveries > 1 or bool(self.headers.get("redelivered"))
+
+    def is_ours(self, score: float | None, double: float | None) -> bool:
+        """Whether these scores, in ``unacked_index`` and ``golem:leases``, are our own.
+
+        Until its lease is over nobody else gets a message, and the lease somebody then has ends
+        later than one we could have begun anew in time. So up to one lease after the end we know of
+        a score is ours. A stock worker's may lie there as well, but has no double.
+        """
+        if score is None or not self.leased_until:
+            return True  # no score is no proof that another has it: a server may have lost its data
+        late_s = score - float(self.leased_until)
+        return late_s == 0 or (score == double and 0 < late_s <= self.slack_s)
 
 
 @dataclass

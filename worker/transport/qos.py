@@ -17,7 +17,7 @@ from kombu.transport import virtual
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from worker.transport.fetcher import CONNECTION_LOST
+from worker.transport.fetcher import CONNECTION_LOST, receipt_ttl_s
 from worker.transport.leases import Leases, chunks
 from worker.transport.messages import Held, Message
 from worker.transport.restoring import Restorer
@@ -256,11 +256,11 @@ class QoS(stock.QoS):
         self._put_back([(tag, None) for tag in tags], to_head=True, uncount=True)
 
     def _unread(self, receipts: Iterable[str]) -> list[str]:
-        lease_s = max(1, round(self.channel.lease_s))
+        ttl_s = receipt_ttl_s(self.channel.lease_s)
         return [
             tag.decode()
             for receipt in receipts
-            for tag in self.channel.run("fence", [receipt], [lease_s])
+            for tag in self.channel.run("fence", [receipt], [ttl_s])
         ]
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
@@ -322,4 +322,7 @@ class QoS(stock.QoS):
                 super().restore_by_tag(tag, leftmost=not to_head)
         else:
             with self.leases.lock:
-                self._restorer.put_back(items, to_head=to_head, uncount=uncount)
+                doubtful = {tag: m for tag, m in items if m is not None and m.slack_s}
+                taken = self.leases.taken(doubtful)
+                ours = [(tag, message) for tag, message in items if tag not in taken]
+                self._restorer.put_back(ours, to_head=to_head, uncount=uncount)

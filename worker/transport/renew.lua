@@ -2,9 +2,9 @@
 --
 -- KEYS[1] unacked_index  [2] golem:leases
 -- ARGV[1] the lease, s  [2] TTL of KEYS[2], s
--- ARGV[3...] two for each message: its delivery tag, and the score we gave it last, "" if we don't
---     know. One that was acknowledged meanwhile stays away; one with another score is someone else's.
--- Returns {the server's time, the new score, tag that is someone else's...}.
+-- ARGV[3...] two for each message: its delivery tag, and the score we gave it last, "" if we gave
+--     it none. One that was acknowledged meanwhile stays away; one with another score isn't touched.
+-- Returns {the server's time, the new score, tag that has another score...}.
 
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
