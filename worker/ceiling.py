@@ -11,18 +11,22 @@ another job mix. So the budget is found by trying:
   device's, it is run into once an hour and not once a minute. An area that fits where one of its
   size had failed ends that.
 
-`Ceiling` is pure; what one is worth over a restart keeps `worker.budget_file`.
+- Trouble with a micro-batch says nothing if one of its texts doesn't fit the device by itself. That
+  comes out later, after others have run or failed, so what happened in a dispatch is kept, in order
+  (`Trail`), and the ceiling made anew without what is taken back.
+
+Both are pure; what a ceiling is worth over a restart keeps `worker.budget_file`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from worker.failures import forget_frames, is_out_of_memory
 from worker.interfaces import Engine
 
-__all__ = ["CALM_S", "LONGEST_CALM_S", "Ceiling", "warm_up"]
+__all__ = ["CALM_S", "LONGEST_CALM_S", "Ceiling", "Trail", "warm_up"]
 
 CALM_S = 60.0
 LONGEST_CALM_S = 3600.0
@@ -88,6 +92,41 @@ class Ceiling:
             due_s = now_s + after.calm_s
             after = replace(after, tokens=tokens, due_s=due_s, grown=True)
         return after
+
+
+class Trail:
+    """The ceiling over one dispatch, and how it came about.
+
+    Args:
+        start: the ceiling before it.
+    """
+
+    def __init__(self, start: Ceiling) -> None:
+        self.ceiling = start
+        """The ceiling now."""
+        self._start = start
+        self._events: list[Callable[[Ceiling], Ceiling]] = []
+
+    def ran(self, area: int, now_s: float) -> None:
+        """A micro-batch of this area was computed."""
+        self._add(lambda ceiling: ceiling.ran(area, now_s))
+
+    def failed(self, area: int, now_s: float) -> int:
+        """A micro-batch of this area, of more than one row, didn't fit; returns what to call it."""
+        self._add(lambda ceiling: ceiling.failed(area, now_s))
+        return len(self._events) - 1
+
+    def take_back(self, failures: Collection[int]) -> None:
+        """Make the ceiling what it were without these failures, and with all the rest."""
+        for failure in failures:
+            self._events[failure] = lambda ceiling: ceiling
+        self.ceiling = self._start
+        for event in self._events:
+            self.ceiling = event(self.ceiling)
+
+    def _add(self, event: Callable[[Ceiling], Ceiling]) -> None:
+        self._events.append(event)
+        self.ceiling = event(self.ceiling)
 
 
 def warm_up(engine: Engine, ceiling: Ceiling, clock: Callable[[], float]) -> Ceiling:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from golem_tasks.contract import Options, TextItem
 from golem_tasks.errors import InferenceError, JobError
-from worker.ceiling import Ceiling
+from worker.ceiling import Ceiling, Trail
 from worker.decoding import Decoder, MicroBatch
 from worker.failures import failure, forget_frames, is_out_of_memory
 from worker.interfaces import Encoded, Engine, Launched, Row
@@ -65,8 +65,8 @@ class _Pending:
     """A micro-batch still to be run."""
 
     lines: list[_Line]
-    before: Ceiling | None = None
-    """The ceiling before its first out of memory; None if it had none."""
+    failures: tuple[int, ...] = ()
+    """The times it was out of memory, in larger company, by their names in the trail."""
     alone: bool = False
     """Whether nothing else may be on the device beside it."""
 
@@ -117,7 +117,7 @@ class Classifier:
     ) -> None:
         self._engine = engine
         self._passes = passes
-        self._ceiling = ceiling or Ceiling.start(engine.token_budget)
+        self._trail = Trail(ceiling or Ceiling.start(engine.token_budget))
         self._on_ceiling = on_ceiling
         self._clock = clock
         self._decoder = Decoder(engine.info)
@@ -128,7 +128,7 @@ class Classifier:
     @property
     def token_budget(self) -> int:
         """The padded area a micro-batch may have now: the engine's, or less after trouble."""
-        return self._ceiling.tokens
+        return self._trail.ceiling.tokens
 
     def classify(self, works: Sequence[Work]) -> Classified:
         """Classify texts; each gets an outcome.
@@ -138,9 +138,10 @@ class Classifier:
         """
         run = _Run(works, [None] * len(works), {}, [[] for _ in works])
         before = self.token_budget
+        self._trail = Trail(self._trail.ceiling)
         self._encode(run, range(len(works)))
         lines = [line for of_work in run.lines for line in of_work]
-        run.queue.extend(self._packed(run, lines, None))
+        run.queue.extend(self._packed(run, lines, ()))
         self._forward(run)
         if self.token_budget != before:
             self._tell_ceiling(before)
@@ -148,7 +149,7 @@ class Classifier:
         return Classified(outcomes, run.micro_batches)
 
     def _tell_ceiling(self, before: int) -> None:
-        now, info = self._ceiling, self._engine.info
+        now, info = self._trail.ceiling, self._engine.info
         if now.tokens < before:
             logger.warning(
                 "Out of memory on %s: micro-batches of %s are now held to %d padded tokens instead "
@@ -192,14 +193,13 @@ class Classifier:
             run.encoded[index] = result
             run.lines[index] = [_Line(index, row) for row in result.rows]
 
-    def _packed(self, run: _Run, lines: list[_Line], before: Ceiling | None) -> list[_Pending]:
+    def _packed(self, run: _Run, lines: list[_Line], failures: tuple[int, ...]) -> list[_Pending]:
         """Pack rows of all works together: micro-batches don't care whose a row is."""
         try:
             lengths = [line.row.length for line in lines]
-            budget = self._ceiling.tokens
-            overhead = overhead_of(budget, self._engine.info.device)
-            plan = pack(lengths, budget, self._engine.max_rows, overhead)
-            return [_Pending([lines[i] for i in indexes], before) for indexes in plan]
+            overhead = overhead_of(self.token_budget, self._engine.info.device)
+            plan = pack(lengths, self.token_budget, self._engine.max_rows, overhead)
+            return [_Pending([lines[i] for i in indexes], failures) for indexes in plan]
         except BaseException as exc:
             if self._passes(exc):
                 raise
@@ -207,7 +207,7 @@ class Classifier:
                 run.failed[lines[0].work] = failure("pack", exc)
                 return []
         left, right = _halves(lines)
-        return self._packed(run, left, before) + self._packed(run, right, before)
+        return self._packed(run, left, failures) + self._packed(run, right, failures)
 
     def _forward(self, run: _Run) -> None:
         """Run every pending micro-batch, at most `_depth` on the device at a time."""
@@ -226,9 +226,9 @@ class Classifier:
 
     def _launch_next(self, run: _Run, in_flight: deque[_InFlight]) -> None:
         pending = run.queue.popleft()
-        if len(pending.lines) > 1 and pending.area > self._ceiling.tokens:
+        if len(pending.lines) > 1 and pending.area > self.token_budget:
             # The budget fell after this one was packed.
-            run.queue.extendleft(reversed(self._packed(run, pending.lines, pending.before)))
+            run.queue.extendleft(reversed(self._packed(run, pending.lines, pending.failures)))
             return
         started_s = self._clock()
         try:
@@ -257,7 +257,7 @@ class Classifier:
         run.micro_batches.append(batch)
         for line, values in zip(lines, logits, strict=True):
             line.logits, line.batch = values, batch
-        self._ceiling = self._ceiling.ran(flight.pending.area, now_s)
+        self._trail.ran(flight.pending.area, now_s)
         if len(lines) > 1 and (doubtful := [line for line in lines if not _finite(line.logits)]):
             # One row's NaN can reach its mates, by a scale they share in a quantized model, say;
             # nobody is blamed for it before he made it alone.
@@ -277,13 +277,13 @@ class Classifier:
                 run.queue.appendleft(replace(pending, alone=True))
                 return
             run.failed[lines[0].work] = failure("forward", exc)
-            if out_of_memory and pending.before is not None:
-                # It fails alone as well: the size of the micro-batches wasn't the cause.
-                self._ceiling = pending.before
+            if out_of_memory:
+                # It fails alone as well: the size of its micro-batches wasn't the cause. What
+                # others ran into meanwhile, in flight beside it, still holds.
+                self._trail.take_back(pending.failures)
         elif out_of_memory:
-            before = pending.before or self._ceiling
-            self._ceiling = self._ceiling.failed(pending.area, self._clock())
-            run.queue.extendleft(reversed(self._packed(run, lines, before)))
+            failures = (*pending.failures, self._trail.failed(pending.area, self._clock()))
+            run.queue.extendleft(reversed(self._packed(run, lines, failures)))
         else:
             self._run_halves(run, lines)
 

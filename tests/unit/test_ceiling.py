@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from golem_tasks.errors import ModelLoadError
 from tests.support.fake_engine import FakeEngine
-from worker.ceiling import CALM_S, LONGEST_CALM_S, Ceiling, warm_up
+from worker.ceiling import CALM_S, LONGEST_CALM_S, Ceiling, Trail, warm_up
 from worker.failures import failure, forget_frames, is_out_of_memory
 
 FULL = 16_384
@@ -206,3 +206,31 @@ def test_frames_are_forgotten_along_the_whole_chain_of_causes() -> None:
     assert caught.value.__traceback__ is None
     assert caught.value.__context__ is not None
     assert caught.value.__context__.__traceback__ is None
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["ran", "failed", "taken back"]),
+        st.integers(2, 2 * FULL),
+        st.floats(0, 2 * CALM_S),
+    ),
+    max_size=12,
+)
+
+
+@given(EVENTS)
+def test_failures_taken_back_leave_no_trace_and_all_others_theirs(
+    events: list[tuple[str, int, float]],
+) -> None:
+    """In whatever order: the ceiling is the one of a dispatch in which they never happened."""
+    trail, expected, names = Trail(Ceiling.start(FULL)), Ceiling.start(FULL), []
+    for what, area, now_s in events:
+        if what == "ran":
+            trail.ran(area, now_s)
+        else:
+            name = trail.failed(area, now_s)
+            names += [name] if what == "taken back" else []
+        if what != "taken back":
+            expected = getattr(expected, what)(area, now_s)
+    trail.take_back(names)
+    assert trail.ceiling == expected

@@ -251,6 +251,21 @@ def test_a_text_that_is_out_of_memory_by_itself_doesnt_lower_the_budget() -> Non
     assert classifier.token_budget == 1000
 
 
+def test_what_another_micro_batch_ran_into_beside_it_still_holds() -> None:
+    """Two in flight: one holds a text too large for any, the other is too large itself."""
+
+    def forward(texts: list[str]) -> None:
+        area = len(texts) * max(len(text.split()) + 2 for text in texts)
+        if area > 150 or any(text.startswith("large:") for text in texts):
+            raise RuntimeError("out of memory")
+
+    culprit = "large:" + "word " * 30 + "end"
+    texts = [culprit, *(f"{'long ' * 30}{n}" for n in range(3)), *(f"short {n}" for n in range(45))]
+    classifier = Classifier(FakeEngine(token_budget=200, device="cuda", on_forward=forward))
+    assert check_around(classifier.classify(works(*texts)), texts, [0])
+    assert classifier.token_budget <= 150
+
+
 def test_a_text_isnt_told_it_doesnt_fit_before_it_had_the_device_to_itself() -> None:
     """A micro-batch still in flight takes room as well: the text waits for it and runs again."""
 
