@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 import redis
 
@@ -100,6 +101,9 @@ class DeadLetters:
     def requeue(self, letter_id: str) -> None:
         """Send a job again: to the queue it came from, as if it had never been delivered.
 
+        Under a new delivery tag, so whatever has become of the message that was given up, neither
+        loses the other; a job that was answered meanwhile isn't computed again.
+
         Its FAILURE is taken away, so who waits for its id again waits for the new answer. A job
         that was cancelled meanwhile stays cancelled, and one whose ``expires`` has passed expires.
 
@@ -165,7 +169,10 @@ class DeadLetters:
             keys.index, keys.facts, keys.messages, keys.unacked, keys.deliveries + tag,
             keys.tried + tag, self.settings.global_keyprefix + letter.list_name,
         ]  # fmt: skip
-        arguments = [*names, letter.id, tag]
+        message = ask(self._wire.broker, self._broker.hget, keys.messages, letter.id)
+        if message is None:
+            return b"gone"
+        arguments = [*names, letter.id, tag, _with_new_tag(message)]
         done: bytes = self._once(self._broker.eval, script("requeue"), len(names), *arguments)
         return done
 
@@ -213,6 +220,13 @@ class DeadLetters:
             self._wire.broker, self._broker.lrange, self._keys.envelopes, start, start + _PAGE - 1
         )
         return page
+
+
+def _with_new_tag(message: bytes) -> str:
+    """A job's message, under a delivery tag no other has; requeue.lua says why."""
+    sent: dict[str, Any] = json.loads(message)
+    sent["properties"]["delivery_tag"] = str(uuid4())
+    return json.dumps(sent)
 
 
 def _read(raw: bytes) -> DeadLetter:

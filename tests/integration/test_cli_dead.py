@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import kombu
 import pytest
 import redis
 
@@ -14,6 +15,8 @@ from golem_tasks.cli import main
 from golem_tasks.embedded import EmbeddedServer
 from golem_tasks.settings import ClientSettings, load
 from tests.support.dead_letters import Terminal
+from tests.support.waiting import wait_until
+from worker.transport import Connection
 
 LETTER = "Chloe's private letter"
 ODD = b'{"headers": {"id": "job-7", "task": "\\u001b[2J"}, "properties": {"delivery_info": {}}}'
@@ -39,7 +42,12 @@ def message(text: str) -> str:
     """A message as a producer sends it."""
     body = base64.b64encode(json.dumps([[text], {}, None]).encode()).decode()
     headers = {"id": "x", "task": "golem.classify"}
-    properties = {"body_encoding": "base64", "priority": 3, "delivery_tag": "tag"}
+    properties = {
+        "body_encoding": "base64",
+        "priority": 3,
+        "delivery_tag": "tag",
+        "delivery_info": {"exchange": "", "routing_key": "golem"},
+    }
     return json.dumps({"body": body, "headers": headers, "properties": properties})
 
 
@@ -130,7 +138,7 @@ def test_an_unreadable_message_can_be_shown_and_dropped_and_no_more(
     assert client.lrange("golem:dead:envelopes", 0, -1) == [b"other"]
 
 
-def test_requeue_puts_the_very_message_back_and_clears_what_is_old(
+def test_requeue_puts_the_message_back_and_clears_what_is_old(
     golem: Terminal, client: redis.Redis
 ) -> None:
     """Into its own list; failure, delivery count and letter are gone, other jobs' are not."""
@@ -139,7 +147,10 @@ def test_requeue_puts_the_very_message_back_and_clears_what_is_old(
     failure, other = fail(client, "x"), fail(client, "y")
     client.set("golem:deliveries:tag-x", 6, ex=60)
     assert golem("dead", "requeue", "x") == (0, "1 dead letter requeued.\n", "")
-    assert client.lrange("golem\x06\x163", 0, -1) == [message(LETTER).encode()]
+    (again,) = [json.loads(raw) for raw in client.lrange("golem\x06\x163", 0, -1)]
+    sent = json.loads(message(LETTER))
+    assert again["properties"].pop("delivery_tag") != sent["properties"].pop("delivery_tag")
+    assert again == sent
     assert not client.exists(failure, "golem:deliveries:tag-x")
     assert client.exists(other)
     assert [json.loads(line)["id"] for line in golem("dead", "list", "--json")[1].splitlines()] == [
@@ -173,6 +184,29 @@ def test_a_job_a_worker_still_has_is_not_sent_twice(golem: Terminal, client: red
     assert client.exists(failure)
     assert client.dump("golem:dead:facts") == before
     assert not client.exists("golem\x06\x163")
+
+
+def test_a_requeued_job_shares_no_record_with_its_message_that_came_back(
+    golem: Terminal, server: EmbeddedServer, client: redis.Redis
+) -> None:
+    """Its worker was killed before the acknowledgement, its lease is over: one ack loses neither.
+
+    Asked again, as after a reply that was lost, it isn't sent a third time.
+    """
+    give_up(client, "x", 1_700_000_000)
+    client.lpush("golem\x06\x163", message(LETTER))
+    assert golem("dead", "requeue", "x")[0] == 0
+    assert golem("dead", "requeue", "x")[0] == 1
+    with Connection(server.url) as connection:
+        queue = kombu.Queue("golem", channel=connection.default_channel)
+        first, second = queue.get(), queue.get()
+        assert queue.get() is None
+        assert client.hlen("unacked") == 2
+        first.ack()
+        wait_until(lambda: client.hkeys("unacked") == [second.delivery_tag.encode()], "one record")
+        assert second.headers["id"] == first.headers["id"]
+        second.ack()
+    assert not client.exists("unacked", "unacked_index", "golem\x06\x163")
 
 
 def test_all_is_all_that_can_be(golem: Terminal, client: redis.Redis) -> None:
