@@ -121,9 +121,9 @@ class Classifier:
         self._on_ceiling = on_ceiling
         self._clock = clock
         self._decoder = Decoder(engine.info)
-        # A second micro-batch in flight keeps a GPU busy while the first one's answers are read;
-        # a CPU computes during the launch itself.
-        self._depth = 1 if engine.info.device == "cpu" else 2
+        # A GPU is given the whole dispatch before anybody waits for the first of its answers, so
+        # that it always has the next micro-batch; a CPU computes during the launch itself.
+        self._launches_ahead = engine.info.device != "cpu"
 
     @property
     def token_budget(self) -> int:
@@ -210,7 +210,7 @@ class Classifier:
         return self._packed(run, left, failures) + self._packed(run, right, failures)
 
     def _forward(self, run: _Run) -> None:
-        """Run every pending micro-batch, at most `_depth` on the device at a time."""
+        """Run every pending micro-batch; answers are read in the order of the launches."""
         in_flight: deque[_InFlight] = deque()
         free_s = 0.0  # when the device had last finished something
         while run.queue or in_flight:
@@ -222,7 +222,7 @@ class Classifier:
     def _has_room(self, pending: _Pending, in_flight: Sequence[_InFlight]) -> bool:
         if pending.alone or (in_flight and in_flight[0].pending.alone):
             return not in_flight
-        return len(in_flight) < self._depth
+        return self._launches_ahead or not in_flight
 
     def _launch_next(self, run: _Run, in_flight: deque[_InFlight]) -> None:
         pending = run.queue.popleft()

@@ -13,7 +13,14 @@ import torch
 from golem_tasks.errors import ConfigurationError
 from worker.settings import WorkerSettings
 
-__all__ = ["available_cores", "choose_device", "choose_dtype", "has_native_bfloat16", "set_threads"]
+__all__ = [
+    "assigned_gpu",
+    "available_cores",
+    "choose_device",
+    "choose_dtype",
+    "has_native_bfloat16",
+    "set_threads",
+]
 
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, arm
 
@@ -41,10 +48,18 @@ def choose_device(setting: str, index: int) -> torch.device:
             "GOLEM_DEVICE=mps can't be used: torch sees no Apple GPU here; set GOLEM_DEVICE=cpu."
         )
     if kind == "cuda" or (kind == "auto" and gpus):
-        return torch.device("cuda", int(number) if number else index % gpus)
+        return torch.device("cuda", int(number) if number else assigned_gpu(index, gpus))
     if kind == "mps" or (kind == "auto" and torch.backends.mps.is_available()):
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def assigned_gpu(index: int, gpus: int) -> int:
+    """The GPU of model process number `index`: in turn, so that each has as many as the next.
+
+    More processes than GPUs share them, and on one GPU all have it.
+    """
+    return index % gpus
 
 
 def choose_dtype(setting: str, device: torch.device) -> torch.dtype:

@@ -44,7 +44,8 @@ class _Launched:
         self._host = logits.float().to("cpu", non_blocking=logits.is_cuda)  # (B, C)
         self._copied = torch.Event("cuda") if logits.is_cuda else None
         if self._copied is not None:
-            self._copied.record()
+            # On the stream the copy is on: by itself an event takes the current device's.
+            self._copied.record(torch.cuda.current_stream(logits.device))
 
     def logits(self) -> list[list[float]]:
         """See `worker.interfaces.Launched`."""
@@ -228,6 +229,9 @@ def build(settings: WorkerSettings, index: int) -> TorchEngine:
     """
     source = find_source(settings)
     device = choose_device(settings.device, index)
+    if device.type == "cuda":
+        # Else pinned memory, and whatever else asks for the current device, would be GPU 0's.
+        torch.cuda.set_device(device)
     set_threads(settings, device)
     loaded = load_model(source, choose_dtype(settings.dtype, device), device)
     if device.type == "cpu" and (settings.processes or 1) > 1:

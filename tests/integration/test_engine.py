@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +21,7 @@ from golem_tasks.settings import load as load_settings
 from tests.support.data import long_reviews, sst2_dev
 from tests.support.models import MAX_TOKENS, Kind, build, texts
 from worker.classifier import Classifier, Work
-from worker.device import available_cores, has_native_bfloat16
+from worker.device import assigned_gpu, available_cores, has_native_bfloat16
 from worker.engine import TorchEngine, load
 from worker.interfaces import Activation, Encoded
 from worker.loading import EMBEDDED_FOLDER
@@ -470,6 +471,12 @@ class TestResources:
         batches = Classifier(loaded).classify(works).micro_batches
         assert all(b.rows <= 3 and (b.rows == 1 or b.rows * b.longest <= 128) for b in batches)
         assert engine(small()).token_budget == 1024
+
+    @pytest.mark.parametrize(("gpus", "each"), [(1, 2), (4, 1), (4, 2), (3, 3)])
+    def test_processes_are_spread_evenly_over_the_gpus(self, gpus: int, each: int) -> None:
+        """Two on the only GPU; with several GPUs, as many on each as on the next."""
+        held = Counter(assigned_gpu(index, gpus) for index in range(gpus * each))
+        assert held == dict.fromkeys(range(gpus), each)
 
     def test_threads_are_the_cores_over_the_processes(self, small: Callable[..., Path]) -> None:
         """Two processes of one machine don't fight for its cores."""

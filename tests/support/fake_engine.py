@@ -88,7 +88,7 @@ class FakeEngine:
         max_rows: see the interface.
         max_area: padded area above which it runs out of memory; None: never.
         on_forward: called with the texts of every micro-batch, when its answer is awaited.
-        device: anything but ``cpu`` makes the classifier keep two micro-batches in flight.
+        device: anything but ``cpu`` makes the classifier launch a dispatch before it reads answers.
     """
 
     def __init__(
