@@ -125,12 +125,12 @@ class Bench:
         self.broker.rename(QUEUE, _kept(name))
         return ids
 
-    def release(self, name: str, *, keep: bool = True) -> None:
+    def release(self, name: str, *, keep: bool = True, queue: str = QUEUE) -> None:
         """Put a prepared backlog into the queue, all at once."""
         if keep:
-            self.broker.copy(_kept(name), QUEUE)
+            self.broker.copy(_kept(name), queue)
         else:
-            self.broker.rename(_kept(name), QUEUE)
+            self.broker.rename(_kept(name), queue)
 
     def clear(self, *, everything: bool = False) -> None:
         """Forget answers and what waits; the backlogs stay unless `everything` goes."""
@@ -151,7 +151,13 @@ class Bench:
         self.answers.flushdb()
 
     def drain(
-        self, name: str, jobs: int, workers: Sequence[RunningWorker], *, keep: bool = True
+        self,
+        name: str,
+        jobs: int,
+        workers: Sequence[RunningWorker],
+        *,
+        keep: bool = True,
+        queue: str = QUEUE,
     ) -> Drained:
         """Release a backlog to workers that are up, and time it to the last answer.
 
@@ -160,7 +166,7 @@ class Bench:
         """
         before = _used(workers, self.server)
         begun_s = time.monotonic()
-        self.release(name, keep=keep)
+        self.release(name, keep=keep, queue=queue)
         wall_s = self.wait_answers(jobs) - begun_s
         self.wait_settled()
         parent, models, server = _used(workers, self.server)

@@ -5,6 +5,8 @@ another text's (`expected`). Set by the environment, since they live in a worker
 
 - ``BENCH_LAUNCH_MS``, ``BENCH_TOKEN_US``: the simulated GPU takes a + b x padded tokens.
 - ``BENCH_ROW_TOKENS``: tokens of every text on it.
+- ``BENCH_DEVICE``: a file that stands for the simulated GPU; the processes that name the same one
+  share it, and it does one micro-batch at a time. Unset: a GPU for each process.
 - ``BENCH_LOG``: a file to which each micro-batch is appended once it is done, see `Run`.
 
 A text that begins with `POISON` ends the process that launches it by a segmentation fault.
@@ -12,9 +14,11 @@ A text that begins with `POISON` ends the process that launches it by a segmenta
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import signal
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,6 +108,32 @@ class _Log:
         os.write(self._file, f"{os.getpid()} {begun_s:.6f} {ended_s:.6f} {marks}\n".encode())
 
 
+class _Device:
+    """What a simulated GPU is busy with, shared by all processes that name its file."""
+
+    _FORMAT = struct.Struct("d")
+
+    def __init__(self, path: str | None) -> None:
+        self._file = None if path is None else os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._free_s = 0.0
+
+    def take(self, cost_s: float) -> tuple[float, float]:
+        """Queue work of so many seconds; when it begins and ends, in monotonic seconds."""
+        if self._file is None:
+            begun_s = max(time.monotonic(), self._free_s)
+            self._free_s = begun_s + cost_s
+            return begun_s, self._free_s
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            raw = os.pread(self._file, self._FORMAT.size, 0)
+            free_s = self._FORMAT.unpack(raw)[0] if raw else 0.0
+            begun_s = max(time.monotonic(), free_s)
+            os.pwrite(self._file, self._FORMAT.pack(begun_s + cost_s), 0)
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        return begun_s, begun_s + cost_s
+
+
 @dataclass(frozen=True, slots=True)
 class _Launched:
     rows: Sequence[Row]
@@ -124,7 +154,7 @@ class _Launched:
 
 
 class HashEngine:
-    """Answers by hash after `launch_s` + `token_s` x padded tokens, on a device of its own.
+    """Answers by hash after `launch_s` + `token_s` x padded tokens, on a simulated device.
 
     Args:
         info: the model it says it is.
@@ -151,7 +181,7 @@ class HashEngine:
         self._padding = [0] * (row_tokens - 1)
         self._launch_s = launch_s
         self._token_s = token_s
-        self._free_s = 0.0
+        self._device = _Device(os.environ.get("BENCH_DEVICE"))
         self._log = _Log(os.environ.get("BENCH_LOG"))
 
     def encode(
@@ -169,9 +199,8 @@ class HashEngine:
         if any(row.ids[0] == _POISON_MARK for row in rows):
             os.kill(os.getpid(), signal.SIGSEGV)
         padded = len(rows) * max(row.length for row in rows)
-        begun_s = max(time.monotonic(), self._free_s)
-        self._free_s = begun_s + self._launch_s + self._token_s * padded
-        return _Launched(rows, begun_s, self._free_s, self._log)
+        begun_s, ready_s = self._device.take(self._launch_s + self._token_s * padded)
+        return _Launched(rows, begun_s, ready_s, self._log)
 
     def release_memory(self) -> None:
         """Nothing is held in reserve."""

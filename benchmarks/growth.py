@@ -1,10 +1,11 @@
 """Whether cost stays flat as backlogs grow, and speed grows as workers are added.
 
     python -m benchmarks.growth [--backlogs 1000 3000 ... 300000] [--workers 1 2 4 8]
-                                [--plot growth.png]
+                                [--processes 1 2 3] [--plot growth.png]
 
 Backlogs are answered by a model that costs nothing. Workers are added on simulated GPUs that sleep
-a + b x tokens for each micro-batch and use no CPU, each worker having the same share of jobs.
+a + b x tokens for each micro-batch and use no CPU, each worker having the same share of jobs. Then
+one worker's processes share one such GPU: what one of them does beside computing, the others hide.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def measure(
     celery_up_to: int,
     workers: Sequence[int],
     gpus: Sequence[Gpu],
+    processes: Sequence[int] = (),
 ) -> Report:
     """Measure both kinds of growth.
 
@@ -65,6 +67,7 @@ def measure(
         celery_up_to: the largest backlog stock Celery is given too; it needs its time.
         workers: how many workers, smallest first.
         gpus: what each of them holds.
+        processes: how many model processes share one of these GPUs, smallest first.
     """
     found: Rounds = {}
     with Bench() as bench:
@@ -82,15 +85,23 @@ def measure(
                     figures = _workers(bench, count, gpu)
                     found.setdefault(name, []).append(figures)
                     progress(f"round {number + 1}/{rounds} {name}: {_brief(figures)}")
+                for count in processes:
+                    name = _processes_name(gpu, count)
+                    figures = _workers(bench, 1, gpu, processes=count)
+                    found.setdefault(name, []).append(figures)
+                    progress(f"round {number + 1}/{rounds} {name}: {_brief(figures)}")
     results = {name: summarise(each) for name, each in found.items()}
     _add_efficiency(results, workers, gpus)
     asked = {
         "rounds": rounds,
         "backlogs": list(backlogs),
         "workers": list(workers),
+        "processes": list(processes),
         "gpus": [gpu.env | {"jobs_per_worker": gpu.jobs_per_worker} for gpu in gpus],
     }
-    return Report("growth", asked, dict(results), _ratios(results, backlogs, workers, gpus))
+    return Report(
+        "growth", asked, dict(results), _ratios(results, backlogs, workers, gpus, processes)
+    )
 
 
 def spread(runs: Sequence[Run]) -> dict[str, float]:
@@ -128,12 +139,15 @@ def _backlog(bench: Bench, contender: Contender, jobs: int) -> Round:
     return figures
 
 
-def _workers(bench: Bench, count: int, gpu: Gpu) -> Round:
+def _workers(bench: Bench, count: int, gpu: Gpu, processes: int = 0) -> Round:
+    """Workers with a GPU each; where `processes` are given, so many share each of them."""
     bench.clear(everything=True)
     jobs = count * gpu.jobs_per_worker
     bench.prepare(_BACKLOG, make_texts(jobs))
     log = bench.folder / "runs.log"
     env = gpu.env | {"BENCH_LOG": str(log)}
+    if processes:
+        env |= {"GOLEM_PROCESSES": str(processes), "BENCH_DEVICE": str(bench.folder / "gpu")}
     with ExitStack() as running:
         group = []
         for number in range(count):
@@ -147,7 +161,11 @@ def _workers(bench: Bench, count: int, gpu: Gpu) -> Round:
         bench.warm_up(50 * count)
         log.write_bytes(b"")  # the warm-up's; the engines go on appending to the same file
         drained = bench.drain(_BACKLOG, jobs, group, keep=False)
-    return _worker_figures(drained, log)
+    figures = _worker_figures(drained, log)
+    if not processes:
+        return figures
+    busy = figures["gpu_busy_share"] * figures["processes"]  # of one device, whoever uses it
+    return {**figures, "gpu_busy_share": busy}
 
 
 def _worker_figures(drained: Drained, log: Path) -> Round:
@@ -161,10 +179,14 @@ def _workers_name(gpu: Gpu, count: int) -> str:
     return f"golem {count} workers, b={gpu.token_us:g} us"
 
 
+def _processes_name(gpu: Gpu, count: int) -> str:
+    return f"golem {count} processes on one GPU, b={gpu.token_us:g} us"
+
+
 def _add_efficiency(
     results: dict[str, dict[str, Figure]], workers: Sequence[int], gpus: Sequence[Gpu]
 ) -> None:
-    for gpu in gpus:
+    for gpu in gpus if workers else ():
         alone = results[_workers_name(gpu, workers[0])]["jobs_per_s"].median / workers[0]
         for count in workers:
             figures = results[_workers_name(gpu, count)]
@@ -178,6 +200,7 @@ def _ratios(
     backlogs: Sequence[int],
     workers: Sequence[int],
     gpus: Sequence[Gpu],
+    processes: Sequence[int],
 ) -> dict[str, float]:
     candidates: dict[str, float | None] = {}
     base = 3_000 if 3_000 in backlogs else min(backlogs, default=0)  # noqa: PLR2004 - a yardstick
@@ -193,6 +216,12 @@ def _ratios(
         for count in workers[1:]:
             efficiency = results[_workers_name(gpu, count)]["efficiency"].median
             candidates[f"{count} workers/{count} x one, b={gpu.token_us:g} us"] = efficiency
+        for count in processes[1:]:
+            over, under = (
+                results[_processes_name(gpu, each)]["jobs_per_s"] for each in (count, processes[0])
+            )
+            name = f"{count} processes/{processes[0]} on one GPU, b={gpu.token_us:g} us"
+            candidates[name] = ratio(over, under)
     return {name: value for name, value in candidates.items() if value is not None}
 
 
@@ -217,6 +246,9 @@ def _arguments() -> argparse.Namespace:
         "--celery-up-to", type=int, default=10_000, help="largest backlog for stock Celery"
     )
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument(
+        "--processes", type=int, nargs="*", default=[1, 2, 3], help="that share one GPU"
+    )
     parser.add_argument("--launch-ms", type=float, default=5.0, help="a, of each micro-batch")
     parser.add_argument(
         "--token-us",
@@ -250,7 +282,8 @@ if __name__ == "__main__":
             backlogs=given.backlogs,
             celery_up_to=given.celery_up_to,
             workers=given.workers,
-            gpus=[_gpu(given, token_us) for token_us in given.token_us] if given.workers else [],
+            gpus=[_gpu(given, token_us) for token_us in given.token_us],
+            processes=given.processes,
         ),
         given,
     )

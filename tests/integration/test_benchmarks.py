@@ -62,6 +62,18 @@ def test_engine_compares_the_worker_with_loops_over_the_same_model(tmp_path: Pat
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_threads_compares_one_process_with_two_that_share_its_cores() -> None:
+    """Each way of sharing two cores answers every workload, and a lone job."""
+    content = run(
+        "threads", "--rounds", "1", "--models", "mini", "--cores", "2", "--scale", "0.03",
+        "--singles", "2",
+    )  # fmt: skip
+    for way in ("1x2", "2x1"):
+        assert content["results"][f"{way} mini one"]["p50_ms"]["median"] > 0
+        assert content["results"][f"{way} mini long"]["texts_per_cpu_s"]["median"] > 0
+    assert content["ratios"]["texts_per_s 2x1/1x2 mini short"] > 0
+
+
 def test_leaks_finds_none_in_a_few_thousand_texts() -> None:
     """Trouble included, every text is accounted for and no tensor outlives its batch."""
     content = run("leaks", "--texts", "3000", "--threads", "1")
@@ -72,12 +84,15 @@ def test_leaks_finds_none_in_a_few_thousand_texts() -> None:
 
 
 def test_growth_counts_what_each_of_two_workers_did() -> None:
-    """Two workers on simulated GPUs share a backlog; the figures say how evenly."""
+    """Two workers on simulated GPUs share a backlog, evenly or not; two processes share a GPU."""
     content = run(
         "growth", "--rounds", "1", "--backlogs", "300", "--celery-up-to", "0", "--workers", "2",
-        "--token-us", "5", "--seconds-per-worker", "0.1",
+        "--token-us", "5", "--seconds-per-worker", "0.1", "--processes", "2",
     )  # fmt: skip
     two = content["results"]["golem 2 workers, b=5 us"]
     assert two["processes"]["median"] in (1, 2)
     assert 0 < two["gpu_busy_share"]["median"] <= 1
+    shared = content["results"]["golem 2 processes on one GPU, b=5 us"]
+    assert shared["processes"]["median"] in (1, 2)
+    assert 0 < shared["gpu_busy_share"]["median"] <= 1
     assert content["results"]["golem 300 jobs"]["parent_peak_rss_mib"]["median"] > 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from benchmarks.soak_figures import Sample, flatness
 from benchmarks.verify import Verdict, judge
 from golem_tasks.contract import Options, TextItem
 from worker.classifier import Classifier, Work
+from worker.interfaces import Row
 from worker.settings import WorkerSettings
 
 numbers = st.floats(min_value=0.001, max_value=1e9)
@@ -95,6 +97,21 @@ def test_engines_without_a_model_give_each_text_its_expected_answer(
             stored = json.dumps({"status": "SUCCESS", "result": outcome}).encode()
             assert judge(stored, text) is Verdict.RIGHT
     assert expected(texts[0]) != expected(texts[1])
+
+
+def test_engines_that_name_one_device_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A micro-batch begins when the device is done with the other engine's; else each at once."""
+    monkeypatch.setenv("BENCH_LAUNCH_MS", "60000")  # the test waits for none of them
+    monkeypatch.setenv("BENCH_TOKEN_US", "0")
+    alone = [simulated_gpu(WorkerSettings(), index).launch([Row([1])]) for index in range(2)]
+    assert alone[1].begun_s < alone[0].ready_s
+    monkeypatch.setenv("BENCH_DEVICE", str(tmp_path / "gpu"))
+    engines = [simulated_gpu(WorkerSettings(), index) for index in range(2)]
+    launched = [engine.launch([Row([1])]) for engine in engines * 2]
+    for before, after in pairwise(launched):
+        assert after.begun_s == before.ready_s == before.begun_s + 60
 
 
 def test_another_texts_answer_is_wrong_and_a_failure_failed() -> None:
