@@ -301,7 +301,7 @@ def test_14_a_model_that_loads_for_longer_than_celery_waits(
         assert worker.children != before
 
 
-def test_13_a_child_killed_between_the_forward_pass_and_its_results(
+def test_15_a_child_killed_between_the_forward_pass_and_its_results(
     tmp_path: Path, alone: EmbeddedServer, app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL of a process that has computed a batch and stored nothing: no text runs again."""

@@ -8,13 +8,23 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import kombu
+import redis
 from kombu.asynchronous import Hub, set_event_loop
 
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.waiting import wait_until
 from worker.transport import Connection, Held, Message, Room
 
-__all__ = ["OPTIONS", "Consuming", "numbers", "publish"]
+__all__ = [
+    "OPTIONS",
+    "Consuming",
+    "commands",
+    "end_leases",
+    "numbers",
+    "publish",
+    "remaining",
+    "stock_channel",
+]
 
 OPTIONS: dict[str, Any] = {
     "lease_s": 60,
@@ -148,3 +158,26 @@ def publish(
         for number in given:
             producer.publish({"n": number}, routing_key=queue, **properties)
         batch.flush()
+
+
+def stock_channel(server: EmbeddedServer, **options: Any) -> Any:
+    """A channel of stock kombu; its connection ends with the test's process."""
+    return kombu.Connection(server.url, transport_options={**OPTIONS, **options}).default_channel
+
+
+def remaining(client: redis.Redis) -> set[str]:
+    """Keys left, kombu's binding tables aside."""
+    return {key.decode() for key in client.keys("*") if not key.startswith(b"_kombu")}
+
+
+def end_leases(client: redis.Redis, *tags: str) -> None:
+    """Let the time pass that these messages' leases last."""
+    past_s = client.time()[0] - 1
+    for key in ("unacked_index", "golem:leases"):
+        client.zadd(key, dict.fromkeys(tags, past_s))
+
+
+def commands(client: redis.Redis, name: str) -> int:
+    """How often the server has run a command since its statistics were reset."""
+    stats: dict[str, Any] = client.info("commandstats")
+    return int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"])
