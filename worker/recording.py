@@ -214,12 +214,26 @@ def is_servers_state(error: BaseException) -> bool:
 
 
 def store_failure(
-    backend: Any, task_id: str, error: Exception, context: Any, traceback: Any = None
+    backend: Any,
+    task_id: str,
+    error: Exception,
+    context: Any,
+    traceback: Any = None,
+    *,
+    unread: bool = False,
 ) -> None:
     """Store a FAILURE, then tell the job's chord, chain and errbacks.
 
     What follows the job is the producer's own making: an errback that can't be called at all is
     logged and the job settled all the same, but one that Redis keeps from it is tried again.
+
+    Args:
+        backend: Celery's.
+        task_id: the job.
+        error: what its producer gets.
+        context: Celery's, with what follows the job as far as it is known.
+        traceback: of the error.
+        unread: whether the job's body couldn't be read, so that its chord isn't known.
 
     Raises:
         redis.exceptions.RedisError, BackendError, OperationalError: Redis is away or refuses.
@@ -227,6 +241,10 @@ def store_failure(
     backend.store_result(task_id, error, states.FAILURE, traceback=traceback, request=context)
     if context.chord or context.errbacks or context.chain:
         _tell(task_id, lambda: backend.mark_as_failure(task_id, error, traceback, request=context))
+    elif unread and context.group:
+        # If the group is a chord's header, this counts it there as failed, and the last of its
+        # mates, whose body names what follows, fails the chord.
+        _tell(task_id, lambda: backend.on_chord_part_return(context, states.FAILURE, error))
 
 
 def store_revocation(

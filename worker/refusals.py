@@ -16,12 +16,12 @@ from celery import signals
 from celery.app.task import Context
 from celery.exceptions import BackendError, InvalidTaskError, NotRegistered
 from celery.utils.log import get_logger
-from celery.utils.time import maybe_iso8601, maybe_make_aware, timezone
 from celery.worker.consumer import Consumer
 from kombu.exceptions import KombuError
 from redis.exceptions import ResponseError
 
 from golem_tasks.errors import InvalidJob
+from worker.checking import check, encodable, is_list, is_triple
 from worker.recording import RETRY_S, store_failure
 from worker.results import refuses_for_now
 
@@ -29,8 +29,11 @@ __all__ = ["RefusingConsumer"]
 
 logger = get_logger(__name__)
 
-READABLE_TIMES = 4
-"""A message this many times over the size limit isn't even decoded for its errbacks."""
+READABLE_TIMES = 3
+"""A body this many times over the size limit isn't even decoded for its errbacks.
+
+In base64 it makes the largest message that our transport decodes.
+"""
 _SHOWN_CHARS = 200
 
 _UNREADABLE = (
@@ -42,8 +45,6 @@ _UNREADABLE = (
     TypeError,
     ValueError,
 )
-
-_LISTS = ("callbacks", "errbacks", "chain")
 
 Handler = Callable[[Any, Any, Any, Any, Any], Any]
 """Celery's "strategy": takes message, body, ack, reject and callbacks."""
@@ -81,7 +82,7 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         """Fail the job of a message our transport shows to nobody; `bury` it when that is stored.
 
         The headers lie beside the body, so they can be read where the body can't be decompressed
-        or mustn't. Errbacks and chord are in the body: of them nothing is known.
+        or mustn't. Its errbacks are in the body: of them nothing is known.
         """
         payload = _table(payload)
         headers = _table(payload.get("headers"))
@@ -90,10 +91,11 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
             bury()
             return
         task = headers.get("task")
-        context = Context(id=task_id, task=task if isinstance(task, str) else "unknown")
+        name = task if isinstance(task, str) else "unknown"
+        context = Context(id=task_id, task=name, **_membership(headers))
         error = InvalidJob(f"The job is invalid: {reason}.", "message", reason)
         logger.warning("That message was of job %.200r, which fails", task_id)
-        self._fail(task_id, error, context, bury)
+        self._fail(task_id, error, context, bury, unread=True)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Settle a message whose compression or content can't be undone."""
@@ -125,7 +127,7 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
 
         def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
             try:
-                _check(message, max_bytes, app)
+                check(message, max_bytes, app)
                 handle(message, body, ack, reject, callbacks)
             except self.connection_errors as exc:
                 if not isinstance(exc, KeyError):  # kombu counts KeyError among connection errors
@@ -156,15 +158,26 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
         if task_id is None:
             settle()
             return
-        self._fail(task_id, error, self._context(message, task_id, name), settle)
+        unread = not is_triple(self._payload(message))
+        self._fail(task_id, error, self._context(message, task_id, name), settle, unread=unread)
 
     def _fail(
-        self, task_id: str, error: Exception, context: Context, then: Callable[[], Any] = bool
+        self,
+        task_id: str,
+        error: Exception,
+        context: Context,
+        then: Callable[[], Any],
+        *,
+        unread: bool,
     ) -> None:
-        """Have the failure stored and errbacks and chord told; then call `then`."""
+        """Have the failure stored and errbacks and chord told; then call `then`.
+
+        A body that can't be read keeps its chord to itself; its group, named beside it, may have
+        one (`recording.store_failure`).
+        """
         self.controller.intake.recorder.put(
             task_id,
-            lambda: store_failure(self.app.backend, task_id, error, context),
+            lambda: store_failure(self.app.backend, task_id, error, context, unread=unread),
             lambda _: then(),
         )
 
@@ -225,94 +238,37 @@ class RefusingConsumer(Consumer):  # type: ignore[misc]  # Celery ships no types
     def _context(self, message: Any, task_id: str, name: str) -> Context:
         """What Celery's backend needs to fail a job's chord, chain and errbacks with it."""
         headers, payload = message.headers, self._payload(message)
-        is_triple = isinstance(payload, list) and len(payload) == 3  # noqa: PLR2004 - the protocol's
-        embed = payload[2] if is_triple and isinstance(payload[2], dict) else {}
-        group, index = headers.get("group"), headers.get("group_index")
+        embed = payload[2] if is_triple(payload) and isinstance(payload[2], dict) else {}
         return Context(
             id=task_id,
             task=name,
             delivery_info={},
             root_id=headers.get("root_id"),
             parent_id=headers.get("parent_id"),
-            group=group if isinstance(group, str) else None,
-            group_index=index if isinstance(index, int) else None,
+            **_membership(headers),
             chord=embed.get("chord") if isinstance(embed.get("chord"), dict) else None,
-            **{key: embed.get(key) for key in ("errbacks", "chain") if _is_list(embed.get(key))},
+            **{key: embed.get(key) for key in ("errbacks", "chain") if is_list(embed.get(key))},
         )
-
-
-def _check(message: Any, max_bytes: int, app: Any) -> None:
-    """Refuse what Celery would stumble over.
-
-    Raises:
-        InvalidJob: with the field and the reason, none of which quotes the content.
-        ArithmeticError, AttributeError, TypeError, ValueError, KombuError: it can't be read.
-    """
-    if len(message.body or "") > max_bytes:
-        reason = f"has {len(message.body)} bytes, {max_bytes} are allowed"
-        raise InvalidJob.because("message", reason)
-    _check_headers(message.headers, app)
-    payload = message.payload
-    if not isinstance(payload, list | tuple) or len(payload) != 3:  # noqa: PLR2004 - the protocol's
-        raise InvalidJob.because("body", "must be [args, kwargs, embed], Celery's protocol 2")
-    args, kwargs, embed = payload
-    if not isinstance(args, list):
-        raise InvalidJob.because("args", "must be a list")
-    if not isinstance(kwargs, dict):
-        raise InvalidJob.because("kwargs", "must be an object")
-    if not isinstance(embed, dict | None):
-        raise InvalidJob.because("embed", "must be an object")
-    if embed:
-        _check_embed(embed)
-
-
-def _check_headers(headers: dict[str, Any], app: Any) -> None:
-    task_id = headers.get("id")
-    if not isinstance(task_id, str) or not _encodable(task_id):
-        raise InvalidJob.because("id", "must be a string in the message's headers")
-    if not isinstance(headers.get("group"), str | None):
-        raise InvalidJob.because("group", "must be a string")
-    index = headers.get("group_index")
-    if not isinstance(index, int | None) or isinstance(index, bool):
-        raise InvalidJob.because("group_index", "must be an integer")  # Redis would refuse it
-    if eta := headers.get("eta"):
-        # Celery prints a job's arguments when no timer can be set for this.
-        timezone.to_system(maybe_make_aware(maybe_iso8601(eta), app.timezone)).timestamp()
-
-
-def _check_embed(embed: dict[str, Any]) -> None:
-    """Leave in it only what is Celery's: all of it overrides the request, its id included."""
-    for name in embed.keys() - {*_LISTS, "chord"}:
-        del embed[name]
-    for name in _LISTS:
-        value = embed.get(name)
-        if value is not None and not _is_list(value):
-            raise InvalidJob.because(name, "must be a list of Celery signatures")
-    if not isinstance(embed.get("chord"), dict | None):
-        raise InvalidJob.because("chord", "must be a Celery signature")
 
 
 def _job_id(headers: dict[str, Any], properties: dict[str, Any]) -> str | None:
     for task_id in (headers.get("id"), properties.get("correlation_id")):
-        if task_id and isinstance(task_id, str) and _encodable(task_id):
+        if task_id and isinstance(task_id, str) and encodable(task_id):
             return task_id
     return None
 
 
+def _membership(headers: dict[str, Any]) -> dict[str, Any]:
+    """The group of a job and its place in it, as far as they are ones."""
+    group, index = headers.get("group"), headers.get("group_index")
+    return {
+        "group": group if isinstance(group, str) and encodable(group) else None,
+        "group_index": index if isinstance(index, int) else None,
+    }
+
+
 def _table(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate, which no key in Redis can hold
-        return False
-    return True
 
 
 def _unreadable(exc: BaseException) -> InvalidJob:

@@ -1,12 +1,15 @@
 """What bounds a job that sets itself no bound, and what a bound mustn't cost the others."""
 
+import json
 from pathlib import Path
 
 import pytest
-from celery import Celery
+import redis
+from celery import Celery, chord
+from celery.exceptions import ChordError
 from celery.result import AsyncResult
 
-from golem_tasks import DeadLetters, JobTimeout
+from golem_tasks import DeadLetters, InvalidJob, JobTimeout
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_workers import (
     FakeWorker,
@@ -64,4 +67,85 @@ def test_2_answers_that_wait_for_redis_longer_than_a_job_may_take(
             later = Celery(broker=alone.url, backend=backend.url, set_as_current=False)
             check([AsyncResult(task_id, app=later) for task_id in ids], texts)
             assert worker.runs == dict.fromkeys(texts, 1)
+    assert nothing_held(alone)
+
+
+SMALL = {"GOLEM_MAX_MESSAGE_BYTES": "1024"}
+"""A worker that decodes messages of up to some 68 KiB."""
+
+
+def spoil(client: redis.Redis, place: int, how: str) -> str:
+    """Make a message of the queue unreadable, its headers aside; the id of its job."""
+    raw = client.lindex("golem", place)
+    assert isinstance(raw, bytes)
+    message = json.loads(raw)
+    if how == "no route":
+        message["properties"]["delivery_info"] = None
+    elif how == "giant":
+        message["body"] = [[]] * 100_000
+    elif how == "giant without route":
+        message["body"], message["properties"] = "x" * 200_000, {}
+    elif how == "giant of the first protocol":
+        message["body"] = "x" * 200_000
+        del message["headers"]["task"]
+    elif how == "body":
+        message["body"] = "bm8gSlNPTg=="
+    changed = json.dumps(message).encode()
+    if how == "cut off":
+        # Its headers first, as other producers have them.
+        order = ("headers", "body", "properties")
+        changed = json.dumps({name: message[name] for name in order}).encode()[:-30]
+    client.lset("golem", place, changed)
+    return str(message["headers"]["id"])
+
+
+HOWS = ["no route", "cut off", "giant", "giant without route", "giant of the first protocol"]
+
+
+def test_3_messages_no_worker_can_read_that_name_their_job(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Done: messages among good ones lose their routing or their end, or grow beyond every bound.
+
+    Must hold: each of their jobs fails as InvalidJob, the others are answered, nothing is held; of
+    a giant both ends are kept, of any other all of it.
+    """
+    texts = numbered(20)
+    results = send_all(app, texts)
+    with alone.client() as client:
+        places = dict(zip(range(2, 20, 3), HOWS, strict=False))
+        spoilt = {spoil(client, place, how) for place, how in places.items()}
+        with FakeWorker(tmp_path, alone, **SMALL) as worker:
+            for result, text in zip(results, texts, strict=True):
+                if result.id in spoilt:
+                    with pytest.raises(InvalidJob):
+                        result.get(timeout=60)
+                else:
+                    check([result], [text])
+            wait_until(lambda: nothing_held(alone), "everything to be settled")
+            assert "[[" not in worker.text
+        kept = client.lrange("golem:dead:envelopes", 0, -1)
+        assert len(kept) == len(HOWS)
+        assert max(map(len, kept)) <= 2 * 32 * 1024
+
+
+@pytest.mark.parametrize("how", ["body", "no route", "giant"])
+def test_4_a_member_of_a_chord_that_cannot_be_read(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery, how: str
+) -> None:
+    """Done: the first sent of a chord's three members is spoilt, what follows them in its body.
+
+    Must hold: it fails, its mates are answered, and what follows the chord fails with ChordError.
+    """
+    members = [app.signature("golem.classify", [text], queue="golem") for text in "abc"]
+    follows = app.signature("golem.classify", queue="golem")
+    whole = chord(members)(follows)
+    with alone.client() as client:
+        member = spoil(client, -1, how)
+    with FakeWorker(tmp_path, alone, **SMALL) as worker:
+        with pytest.raises(InvalidJob):
+            AsyncResult(member, app=app).get(timeout=60)
+        with pytest.raises(ChordError):
+            AsyncResult(whole.id, app=app).get(timeout=60)
+        assert worker.runs == {"b": 1, "c": 1}
     assert nothing_held(alone)

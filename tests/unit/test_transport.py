@@ -49,13 +49,13 @@ def test_a_fetch_reply_tells_which_list_each_message_came_from(
         "tags": tags,
         "popped": popped,
         "again": {d.tag: d.deliveries for d in expected if d.deliveries > 1},
-        "buried": buried,
     }
-    raws = [delivery.raw for delivery in expected]
+    unreadable = [b"{"] * buried
+    raws = [delivery.raw for delivery in expected] + unreadable
     fetched = parse_fetch([b"12.5", json.dumps(facts).encode(), *raws], lists)
     assert fetched.leased_until == "12.5"
     assert fetched.deliveries == expected
-    assert fetched.buried == buried
+    assert fetched.buried == unreadable
 
 
 def test_a_fenced_fetch_has_no_messages() -> None:
@@ -164,7 +164,9 @@ def test_messages_of_any_other_protocol_are_let_through(headers: Any, body: Any)
     """What names neither a task nor a compression is no concern of the check."""
     named = {"task", "compression"}.intersection(headers or ())
     if not named and not (isinstance(body, dict) and "task" in body):
-        check({"headers": headers, "body": json.dumps(body), "properties": {}}, decode_body, 10)
+        check(
+            {"headers": headers, "body": json.dumps(body), "properties": {}}, decode_body, 1_000_000
+        )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,15 @@ def test_messages_of_any_other_protocol_are_let_through(headers: Any, body: Any)
 )
 def test_ordinary_and_foreign_messages_pass_the_check(headers: Any, body: Any) -> None:
     """Both protocols of Celery, and whatever else isn't a task at all."""
-    check({"headers": headers, "body": body, "properties": {}}, decode_body, 10)
+    check({"headers": headers, "body": body, "properties": {}}, decode_body, 1_000_000)
+
+
+def test_a_body_that_is_looked_into_for_its_task_is_bounded() -> None:
+    """What names no task beside its body isn't decoded at any size to find one in it."""
+    message = {"headers": {"id": "1"}, "body": '{"task": "t", "id": "1"}', "properties": {}}
+    with pytest.raises(UnfitError, match="24 bytes"):
+        check(message, decode_body, 23)
+    check(message, decode_body, 24)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from kombu.transport import redis as stock
 
 from golem_tasks.contract import BULK_SUFFIX
 from worker.transport.commands import CommandChannel
-from worker.transport.envelope import MAX_MESSAGE_BYTES, UnfitError, read
+from worker.transport.envelope import MAX_MESSAGE_BYTES, UnfitError, most_bytes, read, unread
 from worker.transport.fetcher import CONNECTION_LOST, Fetcher, ServerRefusesError, is_refusal
 from worker.transport.keys import LEASES_TTL_S
 from worker.transport.messages import Fetched, Message, Room, Window
@@ -38,6 +38,8 @@ FETCH_MESSAGES = 512
 UNLIMITED_MESSAGES = 256
 """Messages of one fetch where neither window nor prefetch count limit it."""
 _is_bulk = methodcaller("endswith", BULK_SUFFIX)
+
+_UNREADABLE = "it can't be decoded, or names no queue"
 
 Callback: TypeAlias = Callable[[Message], Any]
 
@@ -69,7 +71,7 @@ class Channel(CommandChannel):
     @cached_property
     def fetcher(self) -> Fetcher:
         """The conversation on the waiting connection."""
-        return Fetcher(self.keys, self.lease_s, self._take_in)
+        return Fetcher(self.keys, self.lease_s, most_bytes(self.max_message_bytes), self._take_in)
 
     @property
     def batched(self) -> bool:
@@ -244,15 +246,16 @@ class Channel(CommandChannel):
         if fetched.buried:
             logger.error(
                 "%d messages in the queue were no Celery messages; they are in %s now",
-                fetched.buried, self.keys.dead,
+                len(fetched.buried), self.keys.dead,
             )  # fmt: skip
-        unfit = []
+        # Those the server has buried already are only told of.
+        unfit: list[Any] = [(unread(raw, _UNREADABLE), bool) for raw in fetched.buried]
         for tag, raw, source, deliveries in fetched.deliveries:
             try:
                 message = read(raw, self, self.max_message_bytes)
             except UnfitError as exc:
                 logger.error("Message %s is refused: %s; it goes to %s", tag, exc, self.keys.dead)  # noqa: TRY400 - the reason is enough
-                unfit.append((exc, [(tag, raw)]))
+                unfit.append((exc, partial(self.qos.bury, [(tag, raw)])))
                 continue
             message.delivery_tag = tag
             message.deliveries = deliveries
@@ -261,8 +264,8 @@ class Channel(CommandChannel):
             self.qos.hold(message)
             self._backlog.append(message)
         # Last, since it may fail: then they come again after their lease.
-        for reason, items in unfit:
-            self.connection.tell(reason, partial(self.qos.bury, items))
+        for reason, bury in unfit:
+            self.connection.tell(reason, bury)
 
     def deliver_backlog(self) -> bool:
         """Hand out what was fetched; what a consumer's exception leaves is handed out next time."""

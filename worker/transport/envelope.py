@@ -16,9 +16,10 @@ from typing import Any
 
 from kombu import compression
 
+from worker.transport.glimpse import END_BYTES, glimpse
 from worker.transport.messages import load
 
-__all__ = ["MAX_MESSAGE_BYTES", "UnfitError", "check", "read"]
+__all__ = ["MAX_MESSAGE_BYTES", "UnfitError", "check", "most_bytes", "read", "unread"]
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Most bytes of a decompressed body where the transport options say nothing."""
@@ -54,6 +55,8 @@ def read(raw: bytes, channel: Any, max_bytes: int) -> Any:
         UnfitError: `check` refuses it, or kombu can't read it.
     """
     payload = None
+    if len(raw) > (most := most_bytes(max_bytes)):
+        raise unread(raw, f"it has {len(raw)} bytes, {most} are read at most")
     try:
         payload = load(raw)
         check(payload, channel.decode_body, max_bytes)
@@ -65,6 +68,18 @@ def read(raw: bytes, channel: Any, max_bytes: int) -> Any:
         unfit = UnfitError(f"it can't be decoded ({type(exc).__name__})")
         unfit.payload = payload
         raise unfit from None
+
+
+def most_bytes(max_bytes: int) -> int:
+    """Bytes of a message that is decoded at all: its body in base64, and room for its headers."""
+    return 2 * (max_bytes + END_BYTES)
+
+
+def unread(raw: bytes, reason: str) -> UnfitError:
+    """Build the error of a message that isn't decoded, with what can be told of it all the same."""
+    unfit = UnfitError(reason)
+    unfit.payload = glimpse(raw)
+    return unfit
 
 
 def check(payload: Any, decode_body: Callable[[Any, Any], Any], max_bytes: int) -> None:
@@ -93,7 +108,7 @@ def check(payload: Any, decode_body: Callable[[Any, Any], Any], max_bytes: int) 
     if "task" in headers:
         _check_task(headers)
     else:
-        _check_protocol_1(body)
+        _check_protocol_1(body, max_bytes)
 
 
 def _check_task(described: dict[str, Any]) -> None:
@@ -102,8 +117,10 @@ def _check_task(described: dict[str, Any]) -> None:
             raise UnfitError(f"its {name} is no string")
 
 
-def _check_protocol_1(body: Any) -> None:
+def _check_protocol_1(body: Any, max_bytes: int) -> None:
     """Celery's first protocol names the task in the body; what is no task of it is left alone."""
+    if isinstance(body, str | bytes) and len(body) > max_bytes:
+        raise UnfitError(f"its body has {len(body)} bytes and no task is named beside it")
     try:
         described = json.loads(body)
     except (TypeError, ValueError, RecursionError):

@@ -20,16 +20,19 @@
 --                                       a fetch still on its way then pops nothing.
 --                                                                                  TTL: the lease
 --   golem:dead:envelopes        list    messages no Celery worker could read or that belong to no
---                                       queue, as they came, newest left.
+--                                       queue, as they came, newest left; of one too large to be
+--                                       decoded both ends.
 --                                                                    no TTL: capped at 1,000 entries
 --
 -- KEYS[1] unacked  [2] unacked_index  [3] golem:fetch:<channel>  [4] golem:dead:envelopes
 -- KEYS[5] golem:leases  [6...] the lists to pop from, in order of precedence
 -- ARGV[1] most messages  [2] bytes after which to stop  [3] TTL of KEYS[3], s
 -- ARGV[4] prefix of the delivery counts  [5] their TTL, s  [6] entries KEYS[4] keeps
--- ARGV[7] the lease, s  [8] TTL of KEYS[5], s
--- Returns {end of the lease, facts, message...}; facts is JSON: tags (of the messages), popped (how
--- many from each list), again (tag -> delivery count where that isn't 1), buried (unreadable ones).
+-- ARGV[7] the lease, s  [8] TTL of KEYS[5], s  [9] bytes of JSON decoded at most
+-- ARGV[10] bytes told of either end of an unreadable message
+-- Returns {end of the lease, facts, message..., unreadable...}; facts is JSON: tags (of the
+-- messages), popped (how many from each list), again (tag -> delivery count where that isn't 1).
+-- Of an unreadable message both ends come back: they may name its job.
 
 local CHUNK = 32  -- messages looked at in one go; bounds what is copied beyond the byte limit
 
@@ -43,9 +46,10 @@ local time = redis.call('TIME')
 local score = string.format('%.6f', time[1] + time[2] / 1e6 + ARGV[7])
 local room, bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
 local reply, tags = {score, ''}, {}
-local popped, again, buried = {}, {}, 0
+local popped, again, buried = {}, {}, {}
 
 local function decode(json)
+  if #json > tonumber(ARGV[9]) then return end
   local ok, value = pcall(cjson.decode, json)
   return ok and type(value) == 'table' and value
 end
@@ -58,7 +62,7 @@ local function properties(raw)
   if found then return found end
   -- cjson refuses half a surrogate pair, which Python takes: blanked out, it reads the rest.
   local message = decode(raw)
-    or decode((raw:gsub('\\\\', ''):gsub('\\u[dD][89a-fA-F]%x%x', '?')))
+    or #raw <= tonumber(ARGV[9]) and decode((raw:gsub('\\\\', ''):gsub('\\u[dD][89a-fA-F]%x%x', '?')))
   return message and message.properties
 end
 
@@ -86,8 +90,10 @@ local function deliveries(tag)
 end
 
 local function bury(raw)
-  buried = buried + 1
-  redis.call('LPUSH', KEYS[4], raw)
+  local most = tonumber(ARGV[10])
+  local ends = #raw > 2 * most and raw:sub(1, most) .. raw:sub(-most) or raw
+  buried[#buried + 1] = ends
+  redis.call('LPUSH', KEYS[4], #raw > tonumber(ARGV[9]) and ends or raw)
   redis.call('LTRIM', KEYS[4], 0, ARGV[6] - 1)
 end
 
@@ -138,5 +144,6 @@ if #tags > 0 then
   redis.call('EXPIRE', KEYS[3], ARGV[3])
   redis.call('EXPIRE', KEYS[5], ARGV[8])
 end
-reply[2] = cjson.encode({tags = tags, popped = popped, again = again, buried = buried})
+reply[2] = cjson.encode({tags = tags, popped = popped, again = again})
+for i = 1, #buried do reply[#reply + 1] = buried[i] end
 return reply

@@ -26,6 +26,7 @@ from uuid import uuid4
 from kombu.log import get_logger
 from redis import exceptions
 
+from worker.transport.glimpse import END_BYTES
 from worker.transport.keys import DEAD_ENTRIES, DELIVERIES_TTL_S, LEASES_TTL_S, Keys, script
 from worker.transport.messages import Fetched, Room, parse_fetch
 
@@ -71,11 +72,15 @@ class Fetcher:
     Args:
         keys: full names of the keys.
         lease_s: seconds after which the server may give an unrenewed message to another.
+        most_bytes: of a message that is decoded by anybody.
         receive: called with every fetch's messages, all of them recorded by the server.
     """
 
-    def __init__(self, keys: Keys, lease_s: float, receive: Callable[[Fetched], None]) -> None:
+    def __init__(
+        self, keys: Keys, lease_s: float, most_bytes: int, receive: Callable[[Fetched], None]
+    ) -> None:
         self._keys = keys
+        self._most_bytes = most_bytes
         self._lease_s = lease_s
         self._receive = receive
         self._sha = sha1(script("fetch").encode(), usedforsecurity=False).hexdigest()
@@ -210,7 +215,7 @@ class Fetcher:
         return (
             "EVALSHA", self._sha, len(names), *names, room.messages, room.bytes,
             receipt_ttl_s(self._lease_s), keys.deliveries, DELIVERIES_TTL_S, DEAD_ENTRIES,
-            self._lease_s, LEASES_TTL_S,
+            self._lease_s, LEASES_TTL_S, self._most_bytes, END_BYTES,
         )  # fmt: skip
 
     def _question(self) -> tuple[Any, ...]:

@@ -80,7 +80,7 @@ class Transport(stock.Transport):
         if self._loop is None:
             qos.flush()
 
-    def tell(self, unfit: UnfitError, bury: Callable[[], None]) -> None:
+    def tell(self, unfit: UnfitError, bury: Callable[[], Any]) -> None:
         """Tell the worker of a message no consumer will see; it has it buried when that is safe."""
         try:
             if self.unfit is None:

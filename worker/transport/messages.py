@@ -115,8 +115,8 @@ class Fetched:
 
     leased_until: str
     deliveries: list[Delivery]
-    buried: int
-    """Unreadable messages that went to the dead-letter list instead."""
+    buried: list[bytes]
+    """Both ends of each unreadable message, which went to the dead-letter list instead."""
 
 
 def parse_fetch(reply: Sequence[bytes], lists: Sequence[str]) -> Fetched:
@@ -124,16 +124,17 @@ def parse_fetch(reply: Sequence[bytes], lists: Sequence[str]) -> Fetched:
     leased_until, facts, *raws = reply
     told: dict[str, Any] = json.loads(facts)
     if not raws:
-        return Fetched(leased_until.decode(), [], told.get("buried", 0))
+        return Fetched(leased_until.decode(), [], [])
+    buried = raws[len(told["tags"]) :]
     again: dict[str, int] = told["again"]
     sources = [
         source for source, count in zip(lists, told["popped"], strict=True) for _ in range(count)
     ]
     deliveries = [
         Delivery(tag, raw, source, again.get(tag, 1))
-        for tag, raw, source in zip(told["tags"], raws, sources, strict=True)
+        for tag, raw, source in zip(told["tags"], raws[: len(told["tags"])], sources, strict=True)
     ]
-    return Fetched(leased_until.decode(), deliveries, told["buried"])
+    return Fetched(leased_until.decode(), deliveries, buried)
 
 
 def load(raw: bytes) -> Any:
