@@ -8,36 +8,25 @@ runs again in smaller pieces. Celery, Redis and torch are unknown here.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from golem_tasks.contract import Options, TextItem
 from golem_tasks.errors import InferenceError, JobError
 from worker.ceiling import Ceiling, Trail
 from worker.decoding import Decoder, MicroBatch
 from worker.failures import failure, forget_frames, is_out_of_memory
-from worker.interfaces import Encoded, Engine, Launched, Row
-from worker.packing import overhead_of, pack, padded_area
+from worker.interfaces import Encoded, Engine, Launched
+from worker.packing import overhead_of, pack
+from worker.rows import Pending, Run, Work, doubtful, halves
 
 __all__ = ["Classified", "Classifier", "MicroBatch", "Work"]
 
 logger = logging.getLogger(__name__)
 
 Outcome: TypeAlias = "dict[str, Any] | JobError"
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One text to be classified."""
-
-    item: TextItem
-    options: Options
-    queued_ms: float
-    """Milliseconds it waited before it came here; only reported in the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,48 +39,11 @@ class Classified:
     """Every forward pass that succeeded, in the order they were run."""
 
 
-@dataclass(slots=True)
-class _Line:
-    """One row on its way: which work it belongs to and what came back for it."""
-
-    work: int
-    row: Row
-    logits: list[float] | None = None
-    batch: MicroBatch | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A micro-batch still to be run."""
-
-    lines: list[_Line]
-    failures: tuple[int, ...] = ()
-    """The times it was out of memory, in larger company, by their names in the trail."""
-    alone: bool = False
-    """Whether nothing else may be on the device beside it."""
-
-    @property
-    def area(self) -> int:
-        return padded_area([line.row.length for line in self.lines])
-
-
 @dataclass(frozen=True, slots=True)
 class _InFlight:
-    pending: _Pending
+    pending: Pending
     launched: Launched
     started_s: float
-
-
-@dataclass(slots=True)
-class _Run:
-    """One dispatch: what is still to be done and what has come of it."""
-
-    works: Sequence[Work]
-    encoded: list[Encoded | None]
-    failed: dict[int, JobError]
-    lines: list[list[_Line]]
-    queue: deque[_Pending] = field(default_factory=deque)
-    micro_batches: list[MicroBatch] = field(default_factory=list)
 
 
 class Classifier:
@@ -136,17 +88,16 @@ class Classifier:
         Raises:
             BaseException: only what passes through (see the class).
         """
-        run = _Run(works, [None] * len(works), {}, [[] for _ in works])
+        run = Run.of(works)
         before = self.token_budget
         self._trail = Trail(self._trail.ceiling)
         self._encode(run, range(len(works)))
-        lines = [line for of_work in run.lines for line in of_work]
-        run.queue.extend(self._packed(run, lines, ()))
+        run.spread()
+        run.queue.extend(self._packed(run, list(range(len(run.rows))), ()))
         self._forward(run)
         if self.token_budget != before:
             self._tell_ceiling(before)
-        outcomes = [self._outcome(run, index) for index in range(len(works))]
-        return Classified(outcomes, run.micro_batches)
+        return Classified(self._outcomes(run), run.micro_batches)
 
     def _tell_ceiling(self, before: int) -> None:
         now, info = self._trail.ceiling, self._engine.info
@@ -161,7 +112,7 @@ class Classifier:
             logger.info("Micro-batches may have %d of %d tokens again.", now.tokens, now.full)
         self._on_ceiling(now)
 
-    def _encode(self, run: _Run, indexes: Sequence[int]) -> None:
+    def _encode(self, run: Run, indexes: Sequence[int]) -> None:
         """Tokenize in one call; where that raises, in halves down to the culprit."""
         if not indexes:
             return
@@ -169,8 +120,7 @@ class Classifier:
             items = [run.works[i].item for i in indexes]
             results = self._engine.encode(items, [run.works[i].options.on_long for i in indexes])
             _check_count(len(results), len(indexes), "texts")
-            for index, result in zip(indexes, results, strict=True):
-                self._accept(run, index, result)
+            self._accept(run, indexes, results)
         except BaseException as exc:
             if self._passes(exc):
                 raise
@@ -179,37 +129,40 @@ class Classifier:
                 return
         else:
             return
-        middle = len(indexes) // 2
-        self._encode(run, indexes[:middle])
-        self._encode(run, indexes[middle:])
+        for half in halves(indexes):
+            self._encode(run, half)
 
     @staticmethod
-    def _accept(run: _Run, index: int, result: Encoded | JobError) -> None:
-        if isinstance(result, JobError):
-            run.failed[index] = result
-        elif not result.rows or not all(row.ids for row in result.rows):
-            run.failed[index] = InferenceError.at("encode", "the tokenizer made no tokens of it")
-        else:
-            run.encoded[index] = result
-            run.lines[index] = [_Line(index, row) for row in result.rows]
+    def _accept(run: Run, indexes: Sequence[int], results: Sequence[Encoded | JobError]) -> None:
+        for index, result in zip(indexes, results, strict=True):
+            if isinstance(result, JobError):
+                run.failed[index] = result
+            elif result.rows and all([row.ids for row in result.rows]):  # noqa: C419 - mostly one
+                run.encoded[index] = result
+            else:
+                cause = "the tokenizer made no tokens of it"
+                run.failed[index] = InferenceError.at("encode", cause)
 
-    def _packed(self, run: _Run, lines: list[_Line], failures: tuple[int, ...]) -> list[_Pending]:
+    def _packed(self, run: Run, rows: list[int], failures: tuple[int, ...]) -> list[Pending]:
         """Pack rows of all works together: micro-batches don't care whose a row is."""
         try:
-            lengths = [line.row.length for line in lines]
+            lengths = run.lengths(rows)
             overhead = overhead_of(self.token_budget, self._engine.info.device)
             plan = pack(lengths, self.token_budget, self._engine.max_rows, overhead)
-            return [_Pending([lines[i] for i in indexes], failures) for indexes in plan]
+            return [
+                Pending.of([rows[i] for i in places], [lengths[i] for i in places], failures)
+                for places in plan
+            ]
         except BaseException as exc:
             if self._passes(exc):
                 raise
-            if len(lines) == 1:
-                run.failed[lines[0].work] = failure("pack", exc)
+            if len(rows) == 1:
+                run.failed[run.owners[rows[0]]] = failure("pack", exc)
                 return []
-        left, right = _halves(lines)
+        left, right = halves(rows)
         return self._packed(run, left, failures) + self._packed(run, right, failures)
 
-    def _forward(self, run: _Run) -> None:
+    def _forward(self, run: Run) -> None:
         """Run every pending micro-batch; answers are read in the order of the launches."""
         in_flight: deque[_InFlight] = deque()
         free_s = 0.0  # when the device had last finished something
@@ -219,20 +172,20 @@ class Classifier:
             if in_flight:
                 free_s = self._collect(run, in_flight.popleft(), free_s)
 
-    def _has_room(self, pending: _Pending, in_flight: Sequence[_InFlight]) -> bool:
+    def _has_room(self, pending: Pending, in_flight: Sequence[_InFlight]) -> bool:
         if pending.alone or (in_flight and in_flight[0].pending.alone):
             return not in_flight
         return self._launches_ahead or not in_flight
 
-    def _launch_next(self, run: _Run, in_flight: deque[_InFlight]) -> None:
+    def _launch_next(self, run: Run, in_flight: deque[_InFlight]) -> None:
         pending = run.queue.popleft()
-        if len(pending.lines) > 1 and pending.area > self.token_budget:
+        if len(pending.rows) > 1 and pending.area > self.token_budget:
             # The budget fell after this one was packed.
-            run.queue.extendleft(reversed(self._packed(run, pending.lines, pending.failures)))
+            run.queue.extendleft(reversed(self._packed(run, pending.rows, pending.failures)))
             return
         started_s = self._clock()
         try:
-            launched = self._engine.launch([line.row for line in pending.lines])
+            launched = self._engine.launch([run.rows[i] for i in pending.rows])
         except BaseException as exc:
             if self._passes(exc):
                 raise
@@ -240,70 +193,76 @@ class Classifier:
         else:
             in_flight.append(_InFlight(pending, launched, started_s))
 
-    def _collect(self, run: _Run, flight: _InFlight, free_s: float) -> float:
-        lines = flight.pending.lines
+    def _collect(self, run: Run, flight: _InFlight, free_s: float) -> float:
+        pending = flight.pending
         try:
             logits = flight.launched.logits()
-            _check_count(len(logits), len(lines), "rows")
+            _check_count(len(logits), len(pending.rows), "rows")
         except BaseException as exc:
             if self._passes(exc):
                 raise
-            self._rescue(run, flight.pending, exc)
+            self._rescue(run, pending, exc)
             return self._clock()
         now_s = self._clock()
-        lengths = [line.row.length for line in lines]
         forward_ms = round((now_s - max(flight.started_s, free_s)) * 1e3, 3)
-        batch = MicroBatch(len(lines), max(lengths), sum(lengths), forward_ms)
-        run.micro_batches.append(batch)
-        for line, values in zip(lines, logits, strict=True):
-            line.logits, line.batch = values, batch
-        self._trail.ran(flight.pending.area, now_s)
-        if len(lines) > 1 and (doubtful := [line for line in lines if not _finite(line.logits)]):
+        batch = MicroBatch(len(pending.rows), pending.longest, pending.tokens, forward_ms)
+        run.answer(pending.rows, logits, batch)
+        self._trail.ran(pending.area, now_s)
+        if len(pending.rows) > 1 and (again := doubtful(pending.rows, logits)):
             # One row's NaN can reach its mates, by a scale they share in a quantized model, say;
             # nobody is blamed for it before he made it alone.
-            self._run_halves(run, doubtful)
+            self._run_halves(run, again)
         return now_s
 
-    def _rescue(self, run: _Run, pending: _Pending, exc: BaseException) -> None:
+    def _rescue(self, run: Run, pending: Pending, exc: BaseException) -> None:
         """Put a failed micro-batch back in smaller pieces, or blame the row that stands alone."""
         out_of_memory = is_out_of_memory(exc)
-        lines = pending.lines
+        rows = pending.rows
         if out_of_memory:
             forget_frames(exc)
             self._engine.release_memory()
-        if len(lines) == 1:
+        if len(rows) == 1:
             if out_of_memory and not pending.alone:
                 # Before it is told so: once more, with the reserve given back and nothing beside.
                 run.queue.appendleft(replace(pending, alone=True))
                 return
-            run.failed[lines[0].work] = failure("forward", exc)
+            run.failed[run.owners[rows[0]]] = failure("forward", exc)
             if out_of_memory:
                 # It fails alone as well: the size of its micro-batches wasn't the cause. What
                 # others ran into meanwhile, in flight beside it, still holds.
                 self._trail.take_back(pending.failures)
         elif out_of_memory:
             failures = (*pending.failures, self._trail.failed(pending.area, self._clock()))
-            run.queue.extendleft(reversed(self._packed(run, lines, failures)))
+            run.queue.extendleft(reversed(self._packed(run, rows, failures)))
         else:
-            self._run_halves(run, lines)
+            self._run_halves(run, rows)
 
     @staticmethod
-    def _run_halves(run: _Run, lines: list[_Line]) -> None:
-        run.queue.extendleft(_Pending(half) for half in reversed(_halves(lines)) if half)
+    def _run_halves(run: Run, rows: list[int]) -> None:
+        for half in reversed(halves(rows)):
+            if half:
+                run.queue.appendleft(Pending.of(half, run.lengths(half)))
 
-    def _outcome(self, run: _Run, index: int) -> Outcome:
-        if index in run.failed:
-            return run.failed[index]
+    def _outcomes(self, run: Run) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for index, encoded in enumerate(run.encoded):
+            if index in run.failed:
+                outcomes.append(run.failed[index])
+            elif encoded is None or (answers := run.answers(index)) is None:
+                cause = "the model never answered for this text"
+                outcomes.append(InferenceError.at("decode", cause))
+            else:
+                outcomes.append(self._decoded(run.works[index], encoded, *answers))
+        return outcomes
+
+    def _decoded(
+        self,
+        work: Work,
+        encoded: Encoded,
+        logits: Sequence[list[float]],
+        batches: Sequence[MicroBatch],
+    ) -> Outcome:
         try:
-            work, encoded = run.works[index], run.encoded[index]
-            logits: list[list[float]] = []
-            batches: list[MicroBatch] = []
-            for line in run.lines[index]:
-                if line.logits is not None and line.batch is not None:
-                    logits.append(line.logits)
-                    batches.append(line.batch)
-            if encoded is None or len(logits) != len(encoded.rows):
-                return InferenceError.at("decode", "the model never answered for this text")
             return self._decoder.decode(logits, encoded, work.options, work.queued_ms, batches)
         except JobError as exc:
             return exc.with_traceback(None)
@@ -316,16 +275,3 @@ class Classifier:
 def _check_count(came: int, sent: int, what: str) -> None:
     if came != sent:
         raise RuntimeError(f"{came} answers came back for {sent} {what}")
-
-
-def _halves(lines: list[_Line]) -> tuple[list[_Line], list[_Line]]:
-    middle = len(lines) // 2
-    return lines[:middle], lines[middle:]
-
-
-def _finite(logits: list[float] | None) -> bool:
-    try:
-        # The sum of float32 values can't overflow, and shows a NaN or an infinity among them.
-        return logits is None or math.isfinite(sum(logits))
-    except (TypeError, OverflowError):
-        return True  # no numbers at all: the decoder has the words for that

@@ -31,11 +31,25 @@ class MicroBatch:
     forward_ms: float
     padding_share: float = field(init=False)
     """Share of the computed token positions that was padding, 0 to 1, to four places."""
+    _timings: dict[float, dict[str, Any]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Once for the micro-batch instead of once for every text in it.
         share = 1.0 - self.tokens / (self.rows * self.longest)
         object.__setattr__(self, "padding_share", round(share, 4))
+        object.__setattr__(self, "_timings", {})
+
+    def timing(self, queued_ms: float) -> dict[str, Any]:
+        """What an answer says of it; the texts of one job share the very dict."""
+        timing = self._timings.get(queued_ms)
+        if timing is None:
+            timing = self._timings[queued_ms] = {
+                "queued_ms": queued_ms,
+                "forward_ms": self.forward_ms,
+                "batch_rows": self.rows,
+                "padding_share": self.padding_share,
+            }
+        return timing
 
 
 def activation_for(problem_type: str | None, num_labels: int) -> Activation:
@@ -117,12 +131,15 @@ class Decoder:
             InferenceError: the model's answer isn't one number for each label, or isn't finite.
         """
         for logits in rows:
-            self._check(logits)
+            # The sum of float32 values can't overflow, and shows a NaN or an infinity among them.
+            if len(logits) != len(self._labels) or not math.isfinite(sum(logits)):
+                raise self._unfit(logits)
         prediction = self._best(rows, encoded.weights, options.top_k)
         prediction["tokens"] = encoded.tokens
         prediction["truncated"] = encoded.truncated
         prediction["model"] = self._model
-        prediction["timing"] = _timing(queued_ms, batches)
+        timing = batches[0].timing(queued_ms)
+        prediction["timing"] = timing if len(batches) == 1 else _of_all(timing, batches)
         if options.logits:
             prediction["logits"] = _mean(rows, encoded.weights)
         return prediction
@@ -139,7 +156,12 @@ class Decoder:
             scores = self._activate(rows[0])
         else:
             scores = _mean([self._activate(logits) for logits in rows], weights)
-        order = _order(scores)
+        if top_k is None and len(scores) == 2:  # noqa: PLR2004 - see softmax
+            best, other = (0, 1) if scores[0] >= scores[1] else (1, 0)
+            listed = {labels[best]: scores[best], labels[other]: scores[other]}
+            return {"label": labels[best], "score": scores[best], "scores": listed}
+        # Highest score first, equal ones in the order of the labels.
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
         best = order[0]
         if top_k == 0:
             return {"label": labels[best]}
@@ -149,20 +171,11 @@ class Decoder:
             "scores": {labels[i]: scores[i] for i in order[:top_k]},
         }
 
-    def _check(self, logits: list[float]) -> None:
+    def _unfit(self, logits: list[float]) -> InferenceError:
         if len(logits) != len(self._labels):
             cause = f"{len(logits)} logits came back for {len(self._labels)} labels"
-            raise InferenceError.at("forward", cause)
-        # The sum of float32 values can't overflow, and shows a NaN or an infinity among them.
-        if not math.isfinite(sum(logits)):
-            raise InferenceError.at("forward", "the model answered with NaN or infinity")
-
-
-def _order(scores: Sequence[float]) -> Sequence[int]:
-    """Indexes, highest score first, equal ones in the order of the labels."""
-    if len(scores) == 2:  # noqa: PLR2004 - see softmax
-        return (0, 1) if scores[0] >= scores[1] else (1, 0)
-    return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+            return InferenceError.at("forward", cause)
+        return InferenceError.at("forward", "the model answered with NaN or infinity")
 
 
 def _mean(rows: Sequence[list[float]], weights: Sequence[int]) -> list[float]:
@@ -176,17 +189,7 @@ def _mean(rows: Sequence[list[float]], weights: Sequence[int]) -> list[float]:
     ]
 
 
-def _timing(queued_ms: float, batches: Sequence[MicroBatch]) -> dict[str, Any]:
+def _of_all(timing: dict[str, Any], batches: Sequence[MicroBatch]) -> dict[str, Any]:
     """A text of several windows waited for every micro-batch its windows were in."""
-    first = batches[0]
-    if len(batches) == 1:
-        forward_ms = first.forward_ms
-    else:
-        total_ms = sum({id(batch): batch.forward_ms for batch in batches}.values())
-        forward_ms = round(total_ms, 3)
-    return {
-        "queued_ms": queued_ms,
-        "forward_ms": forward_ms,
-        "batch_rows": first.rows,
-        "padding_share": first.padding_share,
-    }
+    total_ms = sum({id(batch): batch.forward_ms for batch in batches}.values())
+    return {**timing, "forward_ms": round(total_ms, 3)}

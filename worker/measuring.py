@@ -44,12 +44,10 @@ def measure(request: Any, max_tokens: int) -> tuple[int, int]:
     name = {CLASSIFY: "text", CLASSIFY_MANY: "texts"}.get(request.type, "")
     value = args[0] if args else kwargs.get(name)
     texts = value if isinstance(value, list) else [value]
-    windows = kwargs.get("on_long") == "window"
-    tokens = 0
-    for text in texts:
-        estimate = int(len(text) / CHARS_PER_TOKEN) if isinstance(text, str) else 0
-        tokens += SPECIAL_TOKENS + (estimate if windows else min(estimate, max_tokens))
-    return max(1, len(texts)), max(1, tokens)
+    estimates = [int(len(text) / CHARS_PER_TOKEN) if isinstance(text, str) else 0 for text in texts]
+    if kwargs.get("on_long") != "window" and max(estimates, default=0) > max_tokens:
+        estimates = [min(estimate, max_tokens) for estimate in estimates]
+    return max(1, len(texts)), max(1, SPECIAL_TOKENS * len(texts) + sum(estimates))
 
 
 def _time_limits(request: Any) -> TimeLimits:

@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-__all__ = ["CPU_OVERHEAD_TOKENS", "OVERHEAD_SHARE", "overhead_of", "pack", "padded_area"]
+__all__ = ["CPU_OVERHEAD_TOKENS", "OVERHEAD_SHARE", "overhead_of", "pack"]
 
 OVERHEAD_SHARE = 16
 """One more forward pass counts as this part of the budget: a budget is chosen so that the fixed
@@ -29,11 +29,6 @@ def overhead_of(token_budget: int, device: str) -> int:
     """What one more forward pass counts as, in tokens, on a device as torch names it."""
     share = token_budget // OVERHEAD_SHARE
     return min(share, CPU_OVERHEAD_TOKENS) if device == "cpu" else share
-
-
-def padded_area(lengths: Sequence[int]) -> int:
-    """Token positions a micro-batch of these rows takes: longest x rows."""
-    return max(lengths) * len(lengths)
 
 
 def pack(

@@ -24,6 +24,8 @@ from celery.utils.log import get_logger
 from celery.utils.time import get_exponential_backoff_interval
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
+from worker.rendering import render
+
 __all__ = [
     "BatchedRedisBackend",
     "BatchedResults",
@@ -123,6 +125,14 @@ class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no typ
             return super().store_result(task_id, result, state, traceback, request, **kwargs)
         finally:
             self._known = known
+
+    def encode(self, data: Any) -> Any:
+        """Encode what is to be stored, a long list of predictions the quick way."""
+        if self.serializer == "json" and not self.compression:
+            payload = render(data)
+            if payload is not None:
+                return payload
+        return super().encode(data)
 
     def set(self, key: bytes, value: Any, expires: int | None = None, **policy: Any) -> Any:
         """Collect a task's result inside a dispatch; write anything else at once."""

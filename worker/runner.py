@@ -239,16 +239,15 @@ def _already(meta: dict[str, Any] | None) -> _Outcome | None:
     return None
 
 
-def _works(job: Job, parsed: ParsedJob) -> Iterator[Work]:
+def _works(job: Job, parsed: ParsedJob) -> list[Work]:
     now_s = time.time()
     sent_s = job.request.get(SENT_AT_HEADER)
     # Whatever a producer writes there, the figure is a finite one.
     plausible = isinstance(sent_s, int | float) and 0 <= sent_s <= now_s
     since_s = sent_s if plausible and sent_s is not None else job.received_s
     queued_ms = round(max(0.0, now_s - since_s) * 1000, 3)
-    for item in parsed.items:
-        if not isinstance(item, InvalidJob):
-            yield Work(item, parsed.options, queued_ms)
+    items = [item for item in parsed.items if not isinstance(item, InvalidJob)]
+    return [Work(item, parsed.options, queued_ms) for item in items]
 
 
 def _gather(parsed: ParsedJob, answers: Iterator[dict[str, Any] | JobError]) -> _Outcome:

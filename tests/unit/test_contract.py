@@ -110,6 +110,32 @@ def test_an_unknown_option_lists_the_known_ones() -> None:
         parse_job(CLASSIFY, ["a"], {"topk": 1}, LIMITS)
 
 
+def refused(text: Any, limits: Limits) -> bool:
+    """Whether a text is refused by itself."""
+    try:
+        check_text(text, "text", limits)
+    except InvalidJob:
+        return True
+    return False
+
+
+any_text = st.one_of(
+    sound_texts,
+    st.text(alphabet="a \n\0\ud800é", max_size=7),
+    st.sampled_from([None, 3, ["a"], "\udc00", "a" * 6]),
+)
+
+
+@given(texts=st.lists(any_text, min_size=1, max_size=6))
+def test_texts_checked_together_are_judged_as_each_would_be_alone(texts: list[Any]) -> None:
+    """The quick look at a whole list is one in time only."""
+    limits = Limits(max_text_chars=5)
+    items = parse_job(CLASSIFY_MANY, [texts], {}, limits).items
+    assert [isinstance(item, InvalidJob) for item in items] == [refused(t, limits) for t in texts]
+    accepted = [(t, i) for t, i in zip(texts, items, strict=True) if not isinstance(i, InvalidJob)]
+    assert all(item == TextItem(text) for text, item in accepted)
+
+
 def test_a_bad_text_among_many_fails_alone_and_keeps_its_place() -> None:
     """Its item is the reason; the texts round it stay texts."""
     job = parse_job(CLASSIFY_MANY, [["good", "", "fine"]], {}, LIMITS)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.workloads import texts_made_up, workload
-from worker.packing import overhead_of, pack, padded_area
+from worker.packing import overhead_of, pack
 
 OVERHEAD = overhead_of(1024, "cpu")
 
@@ -19,6 +19,11 @@ ROWS = st.integers(1, 150)
 def batches_of(lengths: list[int], plan: list[list[int]]) -> list[list[int]]:
     """The lengths in each micro-batch."""
     return [[lengths[i] for i in batch] for batch in plan]
+
+
+def padded_area(lengths: list[int]) -> int:
+    """Token positions a micro-batch of these rows takes: longest x rows."""
+    return max(lengths) * len(lengths)
 
 
 def cost(lengths: list[int], plan: list[list[int]], overhead: int) -> int:
