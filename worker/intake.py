@@ -28,9 +28,10 @@ from worker.measuring import waiting
 from worker.patience import patience_s
 from worker.recording import RETRY_S, Recorder
 from worker.requests import BatchedRequest
+from worker.returning import Returning
 from worker.settings import WorkerSettings
 from worker.tally import Tally
-from worker.transport import QoS, Room
+from worker.transport import Room
 from worker.trials import Trials
 
 __all__ = ["Intake"]
@@ -57,6 +58,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         self.settlement = Settlement(self)
         self.tally = Tally(time.monotonic())
         self.trials = Trials(self.settings)
+        self.returning = Returning(self)
         self.max_tokens = 512
         """Tokens of the longest text the model sees; the processes report the real figure."""
         self._others: Callable[[Any], Any] | None = None
@@ -80,6 +82,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:  # noqa: ARG002 - Celery's
         """Ask the batcher once per turn of the loop, after the turn's messages came in."""
         hub.on_tick.add(self.pump)
+        self.returning.register_with_event_loop(hub)
 
     def accept(self, request: Any) -> None:
         """Buffer a request if it is ours; any other goes to the pool as in stock Celery."""
@@ -160,23 +163,6 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             for job in dispatch.jobs:
                 in_flight[job.lane] += 1
         return {lane: (count, in_flight[lane]) for lane, count in self.batcher.lengths().items()}
-
-    def give_back(self) -> None:
-        """A shutdown begins: put what waits back to the head of its queue, for others to take now.
-
-        Should that fail, it goes back when the channel closes, or when its lease ends.
-        """
-        consumer = self.worker.consumer.task_consumer
-        qos = getattr(getattr(consumer, "channel", None), "qos", None)
-        if not isinstance(qos, QoS):
-            return
-        jobs = list(self.batcher.discard(lambda _: True))
-        for job in jobs:
-            state.task_ready(job.request)
-        try:
-            qos.give_back([job.request.message for job in jobs])
-        except (RedisError, OSError) as exc:
-            logger.warning("%d waiting jobs can't be given back yet: %s", len(jobs), exc)
 
     def tags(self) -> set[str]:
         """Delivery tags of all jobs held here."""

@@ -53,7 +53,7 @@ class Leaving(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no
     def close(self, worker: Any) -> None:
         """A shutdown begins: batches in flight may take ``grace_s`` seconds to finish."""
         _later(self._settings.grace_s, self._grace_is_over)
-        worker.intake.give_back()
+        worker.intake.returning.give_back_all()
 
     def _on_shutdown(self, sig: str, how: str, **_: Any) -> None:
         """Take over the signals of a second try; Celery's handler of the first one calls this."""

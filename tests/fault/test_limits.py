@@ -1,6 +1,8 @@
 """What bounds a job that sets itself no bound, and what a bound mustn't cost the others."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -148,4 +150,48 @@ def test_4_a_member_of_a_chord_that_cannot_be_read(
         with pytest.raises(ChordError):
             AsyncResult(whole.id, app=app).get(timeout=60)
         assert worker.runs == {"b": 1, "c": 1}
+    assert nothing_held(alone)
+
+
+def test_5_no_model_process_is_up_while_another_takes_its_time_to_load(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """Done: the only process of a worker is killed with a batch in it; its replacement loads long.
+
+    Must hold: what waited is back in the queue, uncounted, and stays there until a process is up;
+    then the same worker answers all of it once. Done again with a second worker: that one answers.
+    """
+    blocked, go = tmp_path / "blocked", tmp_path / "go"
+    settings = {"FAKE_LOAD_WAITS_IF": str(blocked), "GOLEM_MAX_ROWS": "10"}
+    texts = [f"until:{go}", *numbered(30)]
+
+    def stall(worker: FakeWorker) -> list[AsyncResult]:
+        running = send_all(app, texts[:1])
+        wait_until(lambda: jobs_of(app, "active"), "the first to run")
+        waiting = send_all(app, texts[1:])
+        with alone.client() as client:
+            wait_until(lambda: client.hlen("unacked") > 10, "others to be buffered")
+            blocked.touch()
+            os.kill(worker.children[0], signal.SIGKILL)
+            wait_until(lambda: client.llen("golem") == 30, "the waiting ones to be back")
+            assert client.hlen("unacked") == 1
+            counts = [client.get(key) for key in client.keys("golem:deliveries:*")]
+            assert set(counts) == {b"0"}
+        return running + waiting
+
+    with FakeWorker(tmp_path, alone, **settings) as worker:
+        results = stall(worker)
+        go.touch()
+        blocked.unlink()
+        check(results, texts)
+        assert worker.runs == dict.fromkeys(texts, 1)
+        go.unlink()
+        results = stall(worker)
+        with FakeWorker(tmp_path, alone, name="w2") as other:
+            check(results[1:], texts[1:])
+            assert other.runs == dict.fromkeys(texts[1:], 1)
+        go.touch()
+        blocked.unlink()
+        check(results[:1], texts[:1])
+        assert worker.runs == {**dict.fromkeys(texts, 1), texts[0]: 2}
     assert nothing_held(alone)

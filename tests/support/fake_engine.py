@@ -29,7 +29,8 @@ out when its row is launched (`ORDERS`)::
 In a worker process `load` builds it (``GOLEM_ENGINE=tests.support.fake_engine:load``), and these
 variables choose its behaviour: ``FAKE_FORWARD_S`` seconds per forward pass, ``FAKE_LOAD_S`` seconds
 to load, ``FAKE_LOAD_ERROR`` a message it fails to load with, ``FAKE_LOAD_ERROR_IF`` a file that,
-if it exists, makes it fail to load, ``FAKE_MAX_AREA`` the padded area it has memory for,
+if it exists, makes it fail to load, ``FAKE_LOAD_WAITS_IF`` one that, as long as it exists, keeps
+it loading, ``FAKE_MAX_AREA`` the padded area it has memory for,
 ``FAKE_TOKEN_BUDGET`` its budget, ``FAKE_DEVICES`` a list with commas, from which each process takes
 the device of its index, ``FAKE_LOG`` a file that gets one line per forward pass: the process id,
 then the texts, tab-separated.
@@ -301,6 +302,9 @@ def load(settings: WorkerSettings, index: int) -> FakeEngine:
     """
     environ = os.environ
     time.sleep(float(environ.get("FAKE_LOAD_S", "0")))
+    blocked = Path(environ.get("FAKE_LOAD_WAITS_IF", os.devnull + "/none"))
+    while blocked.exists():
+        time.sleep(0.05)
     if cause := environ.get("FAKE_LOAD_ERROR"):
         raise ModelLoadError.of(settings.model, cause, "Ask the test.")
     if (broken := environ.get("FAKE_LOAD_ERROR_IF")) and Path(broken).exists():
