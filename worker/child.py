@@ -29,6 +29,7 @@ from worker.ceiling import Ceiling, warm_up
 from worker.classifier import Classifier
 from worker.frames import spare_positions
 from worker.interfaces import DeviceLost, Engine
+from worker.origin import Traced, log_internal_errors
 from worker.processes import EX_CONFIG, report, settle_garbage
 from worker.runner import Runner, TracerClock
 from worker.settings import WorkerSettings
@@ -78,6 +79,7 @@ def start(app: Celery, hostname: str) -> None:
         os._exit(EX_CONFIG)
     clock = TracerClock()
     _install_tracers(app, hostname, clock)
+    log_internal_errors()
     spare_positions()
     spare_processes(app)
     classifier = Classifier(
@@ -177,7 +179,7 @@ def _install_tracers(app: Celery, hostname: str, clock: TracerClock) -> None:
         for name in TASKS:
             task = app.tasks[name]
             task.__trace__ = trace.build_tracer(
-                name, task, app.loader, hostname, app=app, monotonic=clock
+                name, task, app.loader, hostname, Info=Traced, app=app, monotonic=clock
             )
     finally:
         quiet.setLevel(level)

@@ -26,6 +26,7 @@ from celery.utils.log import get_logger
 from golem_tasks.errors import InferenceError, JobError, PoisonJob
 from worker.batcher import Waiting
 from worker.burial import Burial
+from worker.origin import origin
 from worker.patience import ended_by_alarm, took_too_long
 from worker.recording import Recorder, store_failure
 from worker.requests import BatchedRequest
@@ -154,8 +155,10 @@ class Settlement:
         """A child took the job."""
         try:
             request.on_accepted(pid, time_accepted)
-        except Exception:
-            logger.exception("Job %s: its start couldn't be recorded", request.id)
+        except Exception as exc:  # noqa: BLE001 - a handler of a signal may raise anything
+            logger.error(  # noqa: TRY400 - a trace may hold content
+                "Job %s: its start couldn't be recorded: %s", request.id, origin(exc)
+            )
 
     def answered(self, jobs: Sequence[Waiting[BatchedRequest]], results: Sequence[Settled]) -> None:
         """The child settled every job in Celery's tracer; acknowledge each by its own outcome."""
@@ -171,8 +174,8 @@ class Settlement:
                 continue
             try:
                 request.on_success(result)
-            except BaseException:  # MemoryError and SystemExit, too, are a job's own here
-                logger.exception("Job %s couldn't be settled", request.id)
+            except BaseException as exc:  # noqa: BLE001 - MemoryError and SystemExit, too, are its own
+                logger.error("Job %s couldn't be settled: %s", request.id, origin(exc))  # noqa: TRY400 - as above
                 self.fail(request, InferenceError.at("decode", "the worker couldn't settle it"))
 
     def failed(self, jobs: list[Waiting[BatchedRequest]], cause: BaseException, pid: int) -> None:
@@ -249,9 +252,10 @@ class Settlement:
             self._settle_culprit(open_jobs[0], cause)
         elif open_jobs:
             logger.warning(
-                "%d jobs of a batch ended without answers (%r); each runs again alone.",
+                "%d jobs of a batch ended without answers (%s); each runs again alone.",
                 len(open_jobs),
-                cause,
+                # The pool's own words quote nothing.
+                cause if isinstance(cause, _LOST) else origin(cause),
             )
             self._retry_alone(open_jobs)
 

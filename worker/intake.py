@@ -13,20 +13,22 @@ import pickle
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from celery import bootsteps
 from celery.utils.log import get_logger
 from celery.worker import state
-from redis.exceptions import RedisError
 
 from golem_tasks.errors import ConfigurationError, InvalidJob, PoisonJob
-from worker.batcher import Batcher, BatchLimits, Lane, Size, Waiting
+from worker.batcher import Batcher, Lane, Size, Waiting
 from worker.dispatch import Dispatch, Settlement
-from worker.measuring import waiting
+from worker.measuring import limits, waiting
+from worker.origin import origin
 from worker.patience import patience_s
-from worker.recording import RETRY_S, Recorder
+from worker.processes import check_pool
+from worker.recording import Recorder
 from worker.requests import BatchedRequest
 from worker.returning import Returning
 from worker.settings import WorkerSettings
@@ -51,13 +53,14 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         super().__init__(worker, **options)
         self.worker = worker
         self.settings: WorkerSettings = worker.app.golem_settings
-        self.batcher: Batcher[BatchedRequest] = Batcher(_limits(self.settings))
+        self.batcher: Batcher[BatchedRequest] = Batcher(limits(self.settings))
         self.dispatches: set[Dispatch] = set()
         """Batches the pool has, until they are settled."""
         self.recorder = worker.app.golem_recorder = Recorder(self._call_soon)
         self.settlement = Settlement(self)
         self.tally = Tally(time.monotonic())
-        self.trials = Trials(self.settings)
+        self._notes = Recorder(self._call_soon)
+        self.trials = Trials(self.settings, self._notes)
         self.returning = Returning(self)
         self.max_tokens = 512
         """Tokens of the longest text the model sees; the processes report the real figure."""
@@ -72,7 +75,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             SystemExit: the worker was started with a pool or an option that can't batch.
         """
         try:
-            _check(worker)
+            check_pool(worker)
         except ConfigurationError as exc:
             raise SystemExit(f"golem: {exc}") from None
         self._others = worker.process_task
@@ -100,23 +103,33 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             deliveries = getattr(request.message, "deliveries", 1)
             self.tally.received += 1
             self.tally.redelivered += deliveries > 1
-            if self.trials.failed(request.message.delivery_tag, deliveries):
-                message = f"The job was delivered {deliveries} times without being settled."
-                self.settlement.fail(request, PoisonJob(message, "deliveries", deliveries))
-                return
+            self.trials.judge(request, deliveries, partial(self._judged, request, deliveries))
+        except Exception as exc:  # noqa: BLE001 - whatever a hostile message makes us raise
+            # An exception out of this hook would go up the event loop and end the worker.
+            self._unusable(request, exc)
+
+    def _judged(self, request: BatchedRequest, deliveries: int, poison: bool) -> None:
+        """Buffer a job, or fail one that was delivered too often."""
+        if poison:
+            message = f"The job was delivered {deliveries} times without being settled."
+            self.settlement.fail(request, PoisonJob(message, "deliveries", deliveries))
+            return
+        try:
             job = waiting(request, self.settings, self.max_tokens)
             if self.trials.due(deliveries):
                 job = replace(job, trial=True)
             self._rows_per_job += _SMOOTHING * (job.rows - self._rows_per_job)
             self.batcher.add(job)
-        except Exception as exc:
-            # An exception out of this hook would go up the event loop and end the worker.
-            logger.exception("Job %s can't be buffered", request.id)
-            self.settlement.fail(request, InvalidJob.because("message", f"is unusable: {exc}"))
+        except Exception as exc:  # noqa: BLE001 - as above
+            self._unusable(request, exc)
+
+    def _unusable(self, request: BatchedRequest, exc: Exception) -> None:
+        logger.error("Job %s can't be buffered: %s", request.id, origin(exc))
+        self.settlement.fail(request, InvalidJob.because("message", f"is unusable: {exc}"))
 
     def pump(self) -> None:
         """Dispatch while a process is idle and a batch is ripe."""
-        while len(self.batcher) and self.open and self.idle > 0:
+        while len(self.batcher) and self.open and self.idle > self.trials.beginning:
             now_s = time.monotonic()
             taken = self.batcher.next_batch(now_s, trying=self._trying)
             if not taken:
@@ -125,8 +138,18 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
                     self._wake_later(ripe_at_s, now_s)
                 return
             batch = [job for job in taken if self._alive(job)]
-            if batch:
+            if batch and batch[0].trial:
+                self.trials.begin(batch[0].request, partial(self._try, batch[0]))
+            elif batch:
                 self._dispatch(batch)
+
+    def _try(self, job: Waiting[BatchedRequest]) -> None:
+        """Run a job whose trial is noted; at once, for it would be blamed for what ends us."""
+        if self.open and self._alive(job):
+            self._dispatch([job])
+        else:
+            self.trials.end(job.request)
+            self.take_back([job] if not job.request.settled else [])
 
     def take_back(self, jobs: list[Waiting[BatchedRequest]]) -> None:
         """Buffer jobs again that were dispatched but didn't run."""
@@ -152,7 +175,8 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
     def _messages_beside(self, held: Size) -> int:
         """Messages that make up, with what is held, a dispatch for every process."""
         # What is about to be failed takes room as well, or a flood of it would fill the memory.
-        rows = self.ready * self.settings.max_rows - held.rows - self.recorder.unfinished
+        ending = self.recorder.unfinished + self._notes.unfinished
+        rows = self.ready * self.settings.max_rows - held.rows - ending
         tokens = self.ready * self.settings.max_dispatch_tokens - held.tokens
         return math.ceil(rows / self._rows_per_job) if rows > 0 and tokens > 0 else 0
 
@@ -207,8 +231,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
 
     @property
     def _trying(self) -> bool:
-        """Whether a job on trial is in flight; it is alone in its batch."""
-        return any(dispatch.jobs[0].trial for dispatch in self.dispatches)
+        """Whether a job on trial is in flight, alone in its batch, or about to be."""
+        running = any(dispatch.jobs[0].trial for dispatch in self.dispatches)
+        return running or self.trials.beginning
 
     def _call_soon(self, callback: Callable[[], None]) -> None:
         self.worker.hub.call_soon(callback)  # the hub is made after this step
@@ -217,19 +242,12 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         """Whether the job still wants an answer; one revoked or expired is settled here."""
         request = job.request
         try:
-            if request.settled or request.revoked():
-                return False
-            if job.trial:
-                self.trials.begin(request.message.delivery_tag)
-        except (RedisError, OSError) as exc:
-            logger.warning("Job %s can't be settled or tried now: %s", request.id, exc)
-            self.worker.hub.call_later(RETRY_S, self.take_back, [job])
-        except Exception as exc:
-            logger.exception("Job %s can't be checked for revocation", request.id)
+            return not (request.settled or request.revoked())
+        except Exception as exc:  # noqa: BLE001 - as above
+            logger.error("Job %s can't be checked for revocation: %s", request.id, origin(exc))  # noqa: TRY400 - no trace: it may hold content
+            # Does nothing for one that was found revoked: then that is being stored.
             self.settlement.fail(request, InvalidJob.because("headers", f"are unusable: {exc}"))
-        else:
-            return True
-        return False
+            return False
 
     def _held(self, request: BatchedRequest) -> BatchedRequest | None:
         """The request of the same message that is here already, if there is one."""
@@ -243,6 +261,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         for job in chain(self.batcher, *(dispatch.jobs for dispatch in self.dispatches)):
             yield job.request
         yield from self.recorder.requests
+        yield from self._notes.requests
 
     def _dispatch(self, batch: list[Waiting[BatchedRequest]]) -> None:
         dispatch = Dispatch(batch, self.settlement, self._ended, patience_s(batch, self.settings))
@@ -250,7 +269,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             sent = dispatch.start(self.worker.pool)
         except (pickle.PicklingError, RecursionError, TypeError) as exc:
             # JSON nested a thousand deep, say: it mustn't take its batch-mates with it.
-            logger.warning("A batch of %d jobs can't be sent to a process: %s", len(batch), exc)
+            logger.warning(
+                "A batch of %d jobs can't be sent to a process: %s", len(batch), origin(exc)
+            )
             if len(batch) > 1:
                 for job in batch:
                     self._dispatch([job])
@@ -262,6 +283,8 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             self.dispatches.add(dispatch)
             self._write_now()
         else:
+            if batch[0].trial:
+                self.trials.end(batch[0].request)
             self.take_back(batch)
 
     def _ended(self, dispatch: Dispatch) -> None:
@@ -270,7 +293,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         if dispatch.figures is not None:
             self.tally.ended(len(dispatch.jobs), dispatch.figures)
         if dispatch.jobs[0].trial:
-            self.trials.end(dispatch.jobs[0].request.message.delivery_tag)
+            self.trials.end(dispatch.jobs[0].request)
         self.pump()
 
     def _write_now(self) -> None:
@@ -286,27 +309,6 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             return
         self._wake_at_s = at_s
         self.worker.hub.call_later(at_s - now_s, _wake)
-
-
-def _limits(settings: WorkerSettings) -> BatchLimits:
-    return BatchLimits(
-        max_rows=settings.max_rows,
-        max_tokens=settings.max_dispatch_tokens,
-        linger_s=settings.linger_ms / 1000,
-        max_age_s=settings.max_age_ms / 1000,
-    )
-
-
-def _check(worker: Any) -> None:
-    if not worker.pool_cls.__module__.endswith("prefork"):
-        raise ConfigurationError(
-            "Golem runs its models in Celery's prefork pool: start the worker without --pool."
-        )
-    if worker.autoscale:
-        raise ConfigurationError(
-            "Autoscaling would start more processes than there are devices: leave --autoscale "
-            "away, set GOLEM_PROCESSES, and scale by starting more workers."
-        )
 
 
 def _wake() -> None:

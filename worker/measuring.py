@@ -6,16 +6,26 @@ import time
 from typing import Any
 
 from golem_tasks.contract import CLASSIFY, CLASSIFY_MANY
-from worker.batcher import Lane, TimeLimits, Waiting
+from worker.batcher import BatchLimits, Lane, TimeLimits, Waiting
 from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
 
-__all__ = ["measure", "waiting"]
+__all__ = ["limits", "measure", "waiting"]
 
 CHARS_PER_TOKEN = 4.0
 """English WordPiece text has about 4.2 characters a token; an estimate only bounds a dispatch."""
 SPECIAL_TOKENS = 2
 _DAY_S = 86_400
+
+
+def limits(settings: WorkerSettings) -> BatchLimits:
+    """What a dispatch and its wait may be, by these settings."""
+    return BatchLimits(
+        max_rows=settings.max_rows,
+        max_tokens=settings.max_dispatch_tokens,
+        linger_s=settings.linger_ms / 1000,
+        max_age_s=settings.max_age_ms / 1000,
+    )
 
 
 def waiting(

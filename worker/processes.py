@@ -27,9 +27,10 @@ from celery.utils.log import get_logger
 from celery.worker import state
 from celery.worker.state import maybe_shutdown
 
+from golem_tasks.errors import ConfigurationError
 from worker.settings import WorkerSettings
 
-__all__ = ["FOLDER", "ModelProcesses", "Report", "count", "report", "settle_garbage"]
+__all__ = ["FOLDER", "ModelProcesses", "Report", "check_pool", "count", "report", "settle_garbage"]
 
 logger = get_logger(__name__)
 
@@ -205,3 +206,20 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
 
 def _exit(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {-code}"
+
+
+def check_pool(worker: Any) -> None:
+    """See to it that a worker has the pool its models run in.
+
+    Raises:
+        ConfigurationError: it was started with another one, or with an option that can't batch.
+    """
+    if not worker.pool_cls.__module__.endswith("prefork"):
+        raise ConfigurationError(
+            "Golem runs its models in Celery's prefork pool: start the worker without --pool."
+        )
+    if worker.autoscale:
+        raise ConfigurationError(
+            "Autoscaling would start more processes than there are devices: leave --autoscale "
+            "away, set GOLEM_PROCESSES, and scale by starting more workers."
+        )

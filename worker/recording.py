@@ -27,6 +27,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from golem_tasks.errors import BrokerUnavailable
+from worker.origin import origin
 from worker.results import refuses_for_now
 
 __all__ = ["RETRY_S", "TRIES", "Recorder", "is_servers_state", "store_failure", "store_revocation"]
@@ -200,8 +201,8 @@ class Recorder:
             del self._open[errand]
             try:
                 errand.then(result)
-            except Exception:
-                logger.exception("Job %.200r couldn't be settled", errand.job_id)
+            except Exception as exc:  # noqa: BLE001 - the other errands go on
+                logger.error("Job %.200r couldn't be settled: %s", errand.job_id, origin(exc))  # noqa: TRY400 - no trace: it may hold content
 
 
 def is_servers_state(error: BaseException) -> bool:

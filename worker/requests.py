@@ -74,7 +74,6 @@ class BatchedRequest(Request):  # type: ignore[misc]  # Celery ships no types
         """Celery's own, but that the event loop doesn't wait for the result backend."""
         self._already_revoked = True
         task_ready(self)
-        self.send_event("task-revoked", terminated=terminated, signum=signum, expired=expired)
         self._recorder.put(
             self.id,
             lambda: store_revocation(
@@ -83,6 +82,8 @@ class BatchedRequest(Request):  # type: ignore[misc]  # Celery ships no types
             lambda _: self._revocation_stored(terminated, signum, expired),
             [self],
         )
+        # Last, for it may fail: the job has its end by now.
+        self.send_event("task-revoked", terminated=terminated, signum=signum, expired=expired)
 
     def _revocation_stored(self, terminated: bool, signum: Any, expired: bool) -> None:
         self.acknowledge()

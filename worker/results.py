@@ -105,7 +105,10 @@ class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no typ
             meta: dict[str, Any] = super().decode_result(payload)
             return meta if meta.keys() >= _PENDING.keys() else dict(_PENDING)
         except Exception as exc:  # noqa: BLE001 - whatever decoding junk may raise
-            logger.warning("A stored result can't be read and counts as none: %r", exc)
+            # Not its words: some quote all that was to be decoded.
+            logger.warning(
+                "A stored result can't be read and counts as none: %s", type(exc).__name__
+            )
             return dict(_PENDING)
 
     def store_result(

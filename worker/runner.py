@@ -27,6 +27,7 @@ from golem_tasks.errors import ConfigurationError, InferenceError, InvalidJob, J
 from worker.classifier import Classifier, Work
 from worker.failures import failure
 from worker.interfaces import DeviceLost
+from worker.origin import origin
 from worker.patience import at_most, undisturbed
 from worker.results import BatchedResults
 from worker.salvage import Computed
@@ -209,10 +210,10 @@ class Runner:
         self._clock.begin(start_s)
         try:
             settled = _trace(job)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - a hook may raise anything
             # MemoryError and a hook's Reject leave Celery's tracer; in the parent the one would
             # end the worker, and either would take the rest of the batch with it.
-            logger.exception("Job %s couldn't be settled", job.id)
+            logger.error("Job %s couldn't be settled: %s", job.id, origin(exc))  # noqa: TRY400 - no trace: it may hold content
             self._outcomes[job.id] = _Raised(InferenceError.at("decode", exc))
             return _trace(job)
         return settled if _picklable(settled) else (settled[0], saferepr(settled[1]), settled[2])

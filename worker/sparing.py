@@ -22,6 +22,7 @@ from celery.app import trace
 from celery.utils.log import get_logger
 
 from golem_tasks.contract import TASKS
+from worker.origin import origin
 
 __all__ = ["spare_processes"]
 
@@ -47,7 +48,7 @@ def _sparing(task: Any, tracer: Callable[..., Any]) -> Callable[..., Any]:
             if task.backend.get_state(task_id) not in states.READY_STATES:
                 raise _harmless(exc) from None
             # From a hook that came after the outcome, which stands.
-            logger.exception("Task %s raised after its outcome was stored", task_id)
+            logger.error("Task %s raised after its outcome was stored: %s", task_id, origin(exc))  # noqa: TRY400 - no trace: it may hold content
             return trace.trace_ok_t(None, None, 0.0, "")
         if traced.info is not None:  # a failure, and its value an ExceptionInfo
             cause = getattr(traced.retval.exception, "exc", traced.retval.exception)

@@ -5,6 +5,9 @@ delivery count of everything that worker held. So a job that has been delivered 
 is run once more, alone, and no two of them at a time. Only one that is delivered yet again, its
 own trial begun and never ended, is poison.
 
+Redis may hang, so all of this is asked and noted by a thread (`worker.recording`), which keeps the
+job meanwhile: it is neither in the buffer nor in a process.
+
 =============================  ======  ==============================================  =====
 key (global_keyprefix before)  type    content                                         TTL
 =============================  ======  ==============================================  =====
@@ -15,7 +18,8 @@ key (global_keyprefix before)  type    content                                  
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 import redis
@@ -23,6 +27,8 @@ from celery.utils.log import get_logger
 
 from golem_tasks._dead import Keys
 from golem_tasks._redis import FAILED, broker_server
+from worker.recording import Recorder
+from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
 
 __all__ = ["Trials"]
@@ -35,11 +41,20 @@ UNTRIED_TIMES = 10
 
 
 class Trials:
-    """Knows by delivery count, and by what is noted in Redis, where a job stands."""
+    """Knows by delivery count, and by what is noted in Redis, where a job stands.
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    Args:
+        settings: of the worker.
+        recorder: whose thread talks to Redis; used for nothing else, so that a result backend that
+            is away keeps no trial from its end.
+    """
+
+    def __init__(self, settings: WorkerSettings, recorder: Recorder) -> None:
         self._settings = settings
-        self._tried = Keys.of(settings.global_keyprefix).tried
+        self._recorder = recorder
+        self.beginning = False
+        """Whether a trial is about to begin: none other may, and a process is kept for it."""
+        self._noted = Keys.of(settings.global_keyprefix).tried
 
     @cached_property
     def _client(self) -> Any:
@@ -50,31 +65,46 @@ class Trials:
         """Whether a job with so many deliveries runs alone, on trial."""
         return deliveries >= max(2, self._settings.max_deliveries)
 
-    def failed(self, tag: str, deliveries: int) -> bool:
-        """Whether a job is poison. If Redis can't be asked, it isn't yet: its trial comes again."""
+    def judge(self, request: BatchedRequest, deliveries: int, then: Callable[[bool], None]) -> None:
+        """Call `then` with whether a job is poison, now or, if Redis has to be asked, soon.
+
+        If Redis can't be asked, it isn't yet: its trial comes again.
+        """
         allowed = self._settings.max_deliveries
-        if deliveries <= allowed:
-            return False
-        if deliveries > UNTRIED_TIMES * allowed:
-            return True
+        if allowed < deliveries <= UNTRIED_TIMES * allowed:
+            ask = partial(self._tried, request.message.delivery_tag)
+            self._recorder.put(request.id, ask, lambda tried: then(bool(tried)), [request])
+        else:
+            then(deliveries > allowed)
+
+    def begin(self, request: BatchedRequest, then: Callable[[], None]) -> None:
+        """Note that the trial of a job begins; call `then` when it may, not before it is noted."""
+        self.beginning = True
+
+        def begun(_: Any) -> None:
+            self.beginning = False
+            then()
+
+        key = self._noted + request.message.delivery_tag
+        note = partial(self._client.set, key, "1", ex=TTL_S)
+        self._recorder.put(request.id, note, begun, [request])
+
+    def end(self, request: BatchedRequest) -> None:
+        """Note that the trial of a job has ended, however it did: its worker lives."""
+        forget = partial(self._forget, request.message.delivery_tag)
+        self._recorder.put(request.id, forget, lambda _: None)
+
+    def _tried(self, tag: str) -> bool:
         try:
-            return bool(self._client.exists(self._tried + tag))
+            return bool(self._client.exists(self._noted + tag))
         except FAILED as exc:
             logger.warning("Whether a job was tried can't be asked now: %s", exc)
             return False
 
-    def begin(self, tag: str) -> None:
-        """Note that the trial of a job begins.
-
-        Raises:
-            redis.exceptions.RedisError, OSError: it can't be noted, so it mustn't begin.
-        """
-        self._client.set(self._tried + tag, "1", ex=TTL_S)
-
-    def end(self, tag: str) -> None:
-        """Note that the trial of a job has ended, however it did: its worker lives."""
+    def _forget(self, tag: str) -> None:
         try:
-            self._client.delete(self._tried + tag)
+            self._client.delete(self._noted + tag)
         except FAILED as exc:
-            # Harmless, unless this worker dies before the job is acknowledged.
+            # Harmless, unless this worker dies before the job is acknowledged. Not tried again: the
+            # job's next trial may have begun by then.
             logger.warning("The end of a job's trial can't be noted: %s", exc)

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +9,9 @@ import pytest
 from redis import exceptions
 
 from golem_tasks.errors import BrokerUnavailable
-from tests.support.waiting import wait_until
+from tests.support.turns import Loop
 from worker import control
-from worker.recording import TRIES, Recorder, is_servers_state
+from worker.recording import TRIES, is_servers_state
 
 CONTENT = "a text that nobody else may read"
 FULL = exceptions.ResponseError("MISCONF Redis is configured to save snapshots")
@@ -23,24 +22,6 @@ def because(cause: Exception) -> BrokerUnavailable:
     error = BrokerUnavailable("Redis refused")
     error.__cause__ = cause
     return error
-
-
-class Loop:
-    """An event loop's turns, one by one."""
-
-    def __init__(self) -> None:
-        self.calls: list[Callable[[], None]] = []
-        self.recorder = Recorder(self.calls.append, retry_s=0.0)
-
-    def turn(self, until: Callable[[], bool], what: str) -> None:
-        """Run what was called for, until something has happened."""
-
-        def turned() -> bool:
-            while self.calls:
-                self.calls.pop(0)()
-            return until()
-
-        wait_until(turned, what)
 
 
 class Failing:

@@ -88,7 +88,9 @@ class Transport(stock.Transport):
             else:
                 self.unfit(unfit.payload, str(unfit), bury)
         except Exception as exc:  # noqa: BLE001 - the other messages of the fetch go on
-            logger.warning("Of that message nobody can be told before its lease ends: %s", exc)
+            logger.warning(
+                "Of that message nobody can be told before its lease ends: %s", type(exc).__name__
+            )
 
     def lost(self, qos: QoS, tags: set[str]) -> None:
         """Another worker has these messages by now. Any thread may call it."""
