@@ -40,12 +40,12 @@ from worker.loading import EMBEDDED_FOLDER
 
 __all__ = ["Share", "measure", "shares"]
 
-COUNTS = {"short": 512, "mixed": 128, "long": 64}
+COUNTS = {"short": 768, "mixed": 160, "long": 64}
 """Texts of each workload for the base model."""
 MODELS = {"base": 1.0, "mini": 4.0}
 """How many times as many texts a model gets."""
 _SETTINGS = {
-    "GOLEM_MAX_ROWS": "32",
+    "GOLEM_MAX_ROWS": "64",
     "GOLEM_MAX_DISPATCH_TOKENS": "4096",
     # Fixed, since each process would measure it while the other workers load.
     "GOLEM_TOKEN_BUDGET": "1024",

@@ -48,7 +48,10 @@ class WorkerSettings(ClientSettings):
         description="File of `golem calibrate`; unset: the one in the model's folder, if any.",
     )
     processes: int | None = Field(
-        None, ge=1, le=256, description="Model processes; unset: one per GPU, one on a CPU."
+        None,
+        ge=1,
+        le=256,
+        description="Model processes; unset: one per GPU, one with all cores on a CPU.",
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads per process; unset: cores / processes."
