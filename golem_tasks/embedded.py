@@ -6,7 +6,9 @@ never outlives the process that started it (`golem_tasks.guard`).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -26,14 +28,23 @@ from golem_tasks.guard import guarded
 __all__ = ["EmbeddedServer", "free_port", "server_binary"]
 
 _START_S = 20.0
+_PORTS = range(20_000, 32_000)
 
 
 def free_port() -> int:
-    """A loopback TCP port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback TCP port nobody uses now, below those that systems lend to outgoing connections.
+
+    One of theirs could be lent to somebody while its server restarts; even to who tries to reach
+    that very server, and is then connected to itself.
+
+    Raises:
+        OSError: there is none.
+    """
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"No port from {_PORTS.start} to {_PORTS.stop - 1} is free on 127.0.0.1.")
 
 
 def server_binary() -> str:

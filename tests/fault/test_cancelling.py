@@ -12,7 +12,15 @@ from celery.exceptions import TaskRevokedError
 from golem_tasks import Golem, JobRevoked
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_engine import expected_label
-from tests.support.fake_workers import FakeWorker, check, jobs_of, nothing_held, send, send_all
+from tests.support.fake_workers import (
+    EXPIRES_S,
+    FakeWorker,
+    check,
+    jobs_of,
+    nothing_held,
+    send,
+    send_all,
+)
 from tests.support.waiting import wait_until
 
 W1 = {"destination": ["w1@test"], "reply": True, "timeout": 10}
@@ -44,14 +52,14 @@ def test_1_jobs_given_up_at_every_stage(tmp_path: Path, alone: EmbeddedServer, a
         stamped = app.signature("golem.classify", ["stamped"], queue="golem")
         stamped.stamp(Tenant())
         of_tenant = stamped.apply_async()
-        buffered, expiring = [send(app, "revoked"), send(app, "expired", expires=1)]
+        buffered, expiring = [send(app, "revoked"), send(app, "expired", expires=EXPIRES_S)]
         cancelled = golem.submit("cancelled")
         mates = send_all(app, ["mate one", "mate two"])
         wait_until(lambda: len(jobs_of(app, "reserved")) >= 6, "them to be buffered")
         app.control.revoke(buffered.id, **W1)
         app.control.revoke_by_stamped_headers({"tenant": ["gone"]}, **W1)
         assert golem.cancel([cancelled, in_model]) == 2
-        over = datetime.now(UTC) + timedelta(seconds=1)
+        over = datetime.now(UTC) + timedelta(seconds=EXPIRES_S)
         wait_until(lambda: datetime.now(UTC) > over, "the deadline")
         go.touch()
         assert busy.result(timeout=60).label == expected_label(f"until:{go}")

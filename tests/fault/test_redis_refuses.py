@@ -11,7 +11,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
 from golem_tasks import DeadLetters, PoisonJob
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_engine import expected_label
-from tests.support.fake_workers import FakeWorker, check, jobs_of, send, send_all
+from tests.support.fake_workers import EXPIRES_S, FakeWorker, check, jobs_of, send, send_all
 from tests.support.waiting import wait_until
 
 
@@ -70,9 +70,9 @@ def test_3_redis_is_full_when_a_job_expires_in_the_buffer(
     busy = send(app, f"until:{go}")
     with FakeWorker(tmp_path, alone) as worker:
         wait_until(lambda: jobs_of(app, "active"), "the first to start")
-        expiring = send(app, "late", expires=1)
+        expiring = send(app, "late", expires=EXPIRES_S)
         wait_until(lambda: jobs_of(app, "reserved"), "the second to be buffered")
-        over = datetime.now(UTC) + timedelta(seconds=1)
+        over = datetime.now(UTC) + timedelta(seconds=EXPIRES_S)
         wait_until(lambda: datetime.now(UTC) > over, "the second to expire")
         memory(alone, "1")
         go.touch()
@@ -89,7 +89,7 @@ def test_4_the_soft_time_limit_passes_while_answers_wait_for_redis(
     """A job whose answer is there isn't failed for the time Redis took."""
     go = tmp_path / "go"
     text = f"until:{go}"
-    result = send(app, text, soft_time_limit=3)
+    result = send(app, text, soft_time_limit=5)
     with FakeWorker(tmp_path, alone) as worker:
         wait_until(lambda: jobs_of(app, "active"), "the batch to run")
         memory(alone, "1")

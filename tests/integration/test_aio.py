@@ -1,6 +1,7 @@
 """The asyncio client on a real server; a thread answers in a worker's place."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from golem_tasks import (
     Prediction,
     ResultTimeout,
     SubmitIncomplete,
+    _requests,
 )
 from golem_tasks.embedded import EmbeddedServer, free_port
 from golem_tasks.settings import ClientSettings, load
@@ -91,15 +93,24 @@ async def test_it_sends_what_the_synchronous_client_sends(
     assert await golem.queue_length("golem.bulk") == len(texts)
 
 
-async def test_the_loop_goes_on_during_a_large_submit(golem: AsyncGolem) -> None:
-    """Another task runs many times before 3,000 jobs are in."""
+async def test_the_loop_goes_on_during_a_large_submit(
+    golem: AsyncGolem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another task runs while 3,000 texts are checked and composed, in a thread."""
+    begun, gone_on = threading.Event(), threading.Event()
+    compose = _requests.many
+
+    def composed(*args: Any) -> Any:
+        begun.set()
+        assert gone_on.wait(60), "the loop stood still"
+        return compose(*args)
+
+    monkeypatch.setattr(_requests, "many", composed)
     submitting = asyncio.create_task(golem.submit_many(["some text"] * 3_000))
-    turns = 0
-    while not submitting.done():
-        await asyncio.sleep(0.001)
-        turns += 1
-    assert len(submitting.result()) == 3_000
-    assert turns > 10  # six pipelines, were it only between them
+    await asyncio.to_thread(begun.wait, 60)
+    assert not submitting.done()
+    gone_on.set()
+    assert len(await submitting) == 3_000
 
 
 async def test_jobs_come_in_the_order_they_complete(golem: AsyncGolem, answers: Answers) -> None:

@@ -16,6 +16,7 @@ from golem_tasks.embedded import EmbeddedServer
 from golem_tasks.settings import ClientSettings
 from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import (
+    EXPIRES_S,
     FakeWorker,
     check,
     jobs_of,
@@ -158,11 +159,11 @@ def test_buffered_jobs_obey_revoke_and_expires(
     with FakeWorker(tmp_path, alone) as worker:
         busy = send(app, f"until:{go}")
         wait_until(lambda: jobs_of(app, "active"), "the first to start")
-        revoked, expired = send(app, "revoked"), send(app, "expired", expires=1)
+        revoked, expired = send(app, "revoked"), send(app, "expired", expires=EXPIRES_S)
         kept = send_all(app, ["kept one", "kept two"])
         wait_until(lambda: len(jobs_of(app, "reserved")) >= 4, "them to be buffered")
         app.control.revoke(revoked.id, destination=["w1@test"], reply=True, timeout=10)
-        over = datetime.now(UTC) + timedelta(seconds=1)
+        over = datetime.now(UTC) + timedelta(seconds=EXPIRES_S)
         wait_until(lambda: datetime.now(UTC) > over, "the second to expire")
         go.touch()
         busy.get(timeout=60)

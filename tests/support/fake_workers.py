@@ -13,6 +13,8 @@ from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_engine import expected_label
 from tests.support.workers import WorkerProcess
 
+EXPIRES_S = 3
+"""Seconds to live of a job that is to expire in a worker's buffer, and not on its way there."""
 ANSWERED = re.compile(r"Answered (\d+) jobs")
 
 
