@@ -109,7 +109,7 @@ async def test_what_is_wrong_is_said_in_one_sentence(
 ) -> None:
     """Publishing and asking fail with cause and remedy; the password isn't in it."""
     url, said = faulty(tls, tmp_path)[fault]
-    quick = load(WorkerSettings, broker_url=url, connect_timeout_s=10)
+    quick = load(WorkerSettings, broker_url=url, connect_timeout_s=1)
     errors = []
     with Golem(settings=quick) as golem:
         for call in (lambda: golem.submit("lost"), lambda: golem.job("x").state):
