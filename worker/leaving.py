@@ -4,8 +4,10 @@ The first SIGTERM or SIGINT starts Celery's warm shutdown: nothing is fetched an
 run finish and are settled, what waits goes back to the head of its queue at once. Two things cut it
 short: the end of ``GOLEM_GRACE_S``, and a second SIGTERM or SIGINT, which stock Celery would
 ignore (SIGTERM) or answer with a second, nested shutdown (SIGINT). Either ends the model processes
-at once, and the batches they ran go back as well. Should Redis not take all that back in a moment,
-the process ends all the same: what it held comes back when its lease ends.
+at once, and the batches they ran go back as well. The end of the grace is the end of the process:
+the model processes end a little before it, and should Redis not take back by then what was held, it
+comes back when its lease ends. All that is timed by threads, from the signal on, since a Redis that
+hangs may hold the event loop for longer.
 
 SIGQUIT stays Celery's cold shutdown, after `worker_soft_shutdown_timeout` if that is set.
 """
@@ -20,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from celery import bootsteps, signals
-from celery.platforms import EX_FAILURE
+from celery.platforms import EX_OK
 from celery.utils.log import get_logger
 from celery.worker import state
 
@@ -32,7 +34,7 @@ __all__ = ["Leaving"]
 logger = get_logger(__name__)
 
 HAND_BACK_S = 5.0
-"""Seconds to give jobs back in when the grace is over."""
+"""The last seconds of the grace, in which jobs are given back; half of it if it is short."""
 HAND_BACK_AT_ONCE_S = 2.0
 """The same after a second signal: whoever sends one wants the process gone."""
 
@@ -48,25 +50,38 @@ class Leaving(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no
         self._worker = worker
         self._settings: WorkerSettings = worker.app.golem_settings
         self._hurried = False
+        self._bounded = False
         signals.worker_shutting_down.connect(self._on_shutdown, weak=False)
 
     def close(self, worker: Any) -> None:
-        """A shutdown begins: batches in flight may take ``grace_s`` seconds to finish."""
-        _later(self._settings.grace_s, self._grace_is_over)
+        """A shutdown begins, by a signal or a command: batches in flight may finish."""
+        self._bound()
         worker.intake.returning.give_back_all()
 
     def _on_shutdown(self, sig: str, how: str, **_: Any) -> None:
         """Take over the signals of a second try; Celery's handler of the first one calls this."""
-        if how == "Warm" and sig in ("SIGTERM", "SIGINT"):
+        if how != "Warm":
+            return
+        if sig in ("SIGTERM", "SIGINT"):  # first, since a second one may come any moment
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._leave_at_once)
+        self._bound()
+
+    def _bound(self) -> None:
+        """Let the shutdown take ``grace_s`` seconds from now on, once."""
+        if self._bounded:
+            return
+        self._bounded = True
+        grace_s = self._settings.grace_s
+        _later(grace_s - min(HAND_BACK_S, grace_s / 2), self._hand_back)
+        _later(grace_s, self._grace_is_over)
 
     def _grace_is_over(self) -> None:
+        self._give_up(int(state.should_stop or EX_OK))  # 78, say, if that is why it leaves
+
+    def _hand_back(self) -> None:
         if self._end_batches():
-            logger.warning(
-                "Batches still run after GOLEM_GRACE_S; they are given up and run elsewhere."
-            )
-        _later(HAND_BACK_S, self._give_up, EX_FAILURE)
+            logger.warning("Batches outlast GOLEM_GRACE_S; they are given up and run elsewhere.")
 
     def _leave_at_once(self, number: int, _: FrameType | None) -> None:
         """Leave as told a second time, with the exit code a shell gives for that signal."""
@@ -94,6 +109,7 @@ class Leaving(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no
             "Redis doesn't take back what this worker holds; it comes back in %g s, by its lease.",
             self._settings.lease_s,
         )
+        self._end_batches()  # one may have been started meanwhile
         shutil.rmtree(os.environ.get(FOLDER, ""), ignore_errors=True)
         os._exit(code)
 

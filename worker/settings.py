@@ -98,7 +98,9 @@ class WorkerSettings(ClientSettings):
         "estimated tokens, where no time limit is set otherwise; 0: for ever.",
     )
     grace_s: float = Field(
-        30.0, gt=0, description="Seconds a shutdown may take to finish what is in flight."
+        30.0,
+        gt=0,
+        description="Seconds a shutdown may take; batches may run for all of them but the last 5.",
     )
     max_deliveries: int = Field(
         5, ge=1, description="Deliveries after which a job that was never settled is PoisonJob."

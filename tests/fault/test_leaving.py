@@ -14,6 +14,7 @@ from celery.result import AsyncResult
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.answers import messages
 from tests.support.fake_workers import FakeWorker, check, jobs_of, producer_for, send_all
+from tests.support.outages import hung
 from tests.support.waiting import wait_until
 
 SHORT = {"GOLEM_LEASE_S": "5"}
@@ -51,6 +52,11 @@ class Load:
             ran = sum((worker.runs for worker in before), last.runs)
             assert ran == dict.fromkeys(self.texts, 1)
         assert self.waiting() == []
+
+
+def exists(pid: int) -> bool:
+    """Whether there is a process of this id."""
+    return Path(f"/proc/{pid}").exists()
 
 
 def leaving(folder: Path, server: EmbeddedServer, **settings: str) -> FakeWorker:
@@ -173,3 +179,23 @@ def test_6_a_drain_longer_than_the_lease(
             check(load.results, load.texts)
             assert worker.runs == dict.fromkeys(load.texts[:10], 1)
             assert other.runs == dict.fromkeys(load.texts[10:], 1)
+
+
+def test_7_sigterm_while_redis_hangs(tmp_path: Path, alone: EmbeddedServer, app: Celery) -> None:
+    """Done: Redis stops in its tracks with a batch running and another buffered; then SIGTERM.
+
+    Must hold: the worker doesn't wait for the socket's timeout, it is gone when the grace is over,
+    as one told to leave (exit code 0); every job comes back with its lease, and is run once.
+    """
+    load = Load(tmp_path, alone, app)
+    worker = leaving(tmp_path, alone, GOLEM_GRACE_S="4", GOLEM_SOCKET_TIMEOUT_S="600", **SHORT)
+    load.on(worker)
+    children = worker.children
+    with hung(alone.pid):
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        wait_until(lambda: not any(map(exists, children)), "its model process to be gone")
+    assert not worker.runs
+    later = producer_for(alone)
+    load.results = [AsyncResult(result.id, app=later) for result in load.results]
+    load.finish(worker, folder=tmp_path)

@@ -196,7 +196,7 @@ def test_9_sigterm_while_a_batch_hangs(tmp_path: Path, alone: EmbeddedServer, ap
     """When the grace is over the batch is given up: exit 0, and its jobs wait in the queue."""
     texts = numbered(5)
     results = send_all(app, ["hang", *texts])
-    first = FakeWorker(tmp_path, alone, GOLEM_GRACE_S="2").start()
+    first = FakeWorker(tmp_path, alone, GOLEM_GRACE_S="8").start()
     wait_until(lambda: jobs_of(app, "active"), "the batch to run")
     assert first.stop() == 0
     with alone.client() as client:
