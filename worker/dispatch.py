@@ -8,7 +8,8 @@ this one is leaving. Only `Settlement` decides which, and only what it calls ack
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -111,6 +112,26 @@ class Dispatch:
         """Whether the pool forgot it before a child accepted it; `cache` holds its open calls."""
         result = self._result
         return not (result.accepted() or result.ready() or result._job in cache)  # noqa: SLF001 - the pool's only name for a call
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Let the pool's flush, in the block, pass over a call it has begun to write to a process.
+
+        The process gets the rest of it and runs it, accepted or not. Forgotten by the pool, its
+        answer would find nobody: the jobs would run again elsewhere, and when the worker leaves the
+        process would wait half a minute for the answer to be read.
+        """
+        result = self._result
+        if result is None or result.accepted() or result._write_to is None:  # noqa: SLF001 - as above
+            yield
+            return
+        result._accepted = True  # noqa: SLF001 - what the flush asks
+        try:
+            yield
+        finally:
+            result._accepted = False  # noqa: SLF001 - its process hasn't said so yet
+            if not result._write_to._is_alive():  # noqa: SLF001 - nor ever will
+                result.discard()
 
     def _accepted(self, pid: int, time_accepted: float) -> None:
         self._pid = pid

@@ -16,6 +16,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -112,8 +113,11 @@ class SteadyConsumer(RefusingConsumer):
 
     def on_close(self) -> None:
         """Let Celery clean up, then take back the batches that its pool flush dropped."""
-        super().on_close()
         intake: Intake = self.controller.intake
+        with ExitStack() as kept:
+            for dispatch in intake.dispatches:
+                kept.enter_context(dispatch.kept())
+            super().on_close()
         intake.recover()
 
     def shutdown(self) -> None:

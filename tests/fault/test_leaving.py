@@ -13,7 +13,14 @@ from celery.result import AsyncResult
 
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.answers import messages
-from tests.support.fake_workers import FakeWorker, check, jobs_of, producer_for, send_all
+from tests.support.fake_workers import (
+    FakeWorker,
+    check,
+    jobs_of,
+    nothing_held,
+    producer_for,
+    send_all,
+)
 from tests.support.outages import hung
 from tests.support.waiting import wait_until
 
@@ -199,3 +206,24 @@ def test_7_sigterm_while_redis_hangs(tmp_path: Path, alone: EmbeddedServer, app:
     later = producer_for(alone)
     load.results = [AsyncResult(result.id, app=later) for result in load.results]
     load.finish(worker, folder=tmp_path)
+
+
+def test_8_told_to_leave_before_a_process_has_accepted_its_batch(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery
+) -> None:
+    """A batch on its way to a process is finished like one that runs, and nobody waits for more."""
+    texts = [f"text {number}" for number in range(10)]
+    worker = leaving(tmp_path, alone)
+    (child,) = worker.children
+    os.kill(child, signal.SIGSTOP)
+    results = send_all(app, texts)
+    wait_until(lambda: len(jobs_of(app, "reserved")) == 10, "the batch to be on its way")
+    worker.signal(signal.SIGTERM)
+    ping = app.control.ping
+    wait_until(lambda: not ping(destination=["w1@test"], timeout=1.0), "the consumer to end")
+    os.kill(child, signal.SIGCONT)
+    assert worker.wait() == 0
+    assert "outlast" not in worker.text
+    check(results, texts)
+    assert worker.runs == dict.fromkeys(texts, 1)
+    assert nothing_held(alone)
