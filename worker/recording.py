@@ -35,7 +35,7 @@ __all__ = ["RETRY_S", "TRIES", "Recorder", "is_servers_state", "store_failure", 
 logger = get_logger(__name__)
 
 RETRY_S = 2.0
-"""Seconds between a try that failed and the next."""
+"""Seconds between a try that failed by the server's state and the next."""
 TRIES = 4
 """Tries of an errand that fails though Redis is well: by a value it refuses, or by our mistake."""
 FINISH_S = 1.0
@@ -69,7 +69,7 @@ class Recorder:
 
     Args:
         call_soon: makes the event loop call something soon; safe to use from another thread.
-        retry_s: seconds between a try that failed and the next.
+        retry_s: seconds between a try that failed by the server's state and the next.
     """
 
     def __init__(
@@ -169,14 +169,15 @@ class Recorder:
             self._give_up(errand, exc)
             return
         self._behind = True
+        pause_s = self._retry_s if by_server else 0.0  # else time cures nothing, and others wait
         logger.warning(
             "The end of job %.200r can't be stored (%s); the next try is in %g s.",
             errand.job_id,
             # A foreign error's words may quote the content.
             exc if by_server else type(exc).__name__,
-            self._retry_s,
+            pause_s,
         )
-        threading.Event().wait(self._retry_s)
+        threading.Event().wait(pause_s)
         self._todo.put(errand)  # last, lest one that never succeeds hold up the others
 
     def _give_up(self, errand: _Errand, exc: Exception) -> None:

@@ -22,7 +22,14 @@ from celery import states
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.utils.log import get_logger
 from celery.utils.time import get_exponential_backoff_interval
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 
 from worker.rendering import render
 
@@ -38,6 +45,12 @@ logger = get_logger(__name__)
 
 CHUNK_BYTES = 4 * 1024 * 1024
 """Values sent in one call; a larger one would make Redis and this process hold it twice."""
+
+_PASSING = (OutOfMemoryError, ReadOnlyError, ClusterDownError, TryAgainError, MasterDownError)
+_PASSING_CODES = frozenset(
+    ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN")
+)
+_OF_PIPELINE = "of pipeline caused error: "
 
 _PENDING = {"status": states.PENDING, "result": None}
 
@@ -201,10 +214,10 @@ class BatchedResults(RedisBackend):  # type: ignore[misc]  # Celery ships no typ
 
 
 def refuses_for_now(error: ResponseError) -> bool:
-    """Whether a server refuses writes for a reason that passes: full, read-only, disk trouble."""
-    if isinstance(error, OutOfMemoryError | ReadOnlyError):
-        return True
-    return str(error).startswith(("OOM", "READONLY", "MISCONF", "NOREPLICAS"))
+    """Whether a server refuses for a reason that passes: full, read-only, disk trouble, busy."""
+    # Only some have a class of their own; and redis-py puts what it was doing before the words.
+    words = str(error).rpartition(_OF_PIPELINE)[2]
+    return isinstance(error, _PASSING) or words.partition(" ")[0] in _PASSING_CODES
 
 
 class BatchedRedisBackend(BatchedResults):

@@ -5,14 +5,25 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import redis
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
 
-from golem_tasks import DeadLetters, PoisonJob
+from golem_tasks import DeadLetters, InvalidJob, PoisonJob
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_engine import expected_label
-from tests.support.fake_workers import EXPIRES_S, FakeWorker, check, jobs_of, send, send_all
+from tests.support.fake_workers import (
+    EXPIRES_S,
+    FakeWorker,
+    check,
+    jobs_of,
+    nothing_held,
+    send,
+    send_all,
+)
+from tests.support.outages import SmallDisk
 from tests.support.waiting import wait_until
+from worker.recording import TRIES
 
 
 @pytest.fixture
@@ -26,6 +37,15 @@ def memory(server: EmbeddedServer, limit: str) -> None:
     """Set the server's maxmemory."""
     with server.client() as client:
         client.config_set("maxmemory", limit)
+
+
+def refused(client: redis.Redis) -> bool:
+    """Whether a write is refused for the state of the server's disk."""
+    try:
+        client.set("filler", "x")
+    except redis.ResponseError as exc:
+        return str(exc).startswith("MISCONF")
+    return False
 
 
 def test_1_redis_is_full_when_a_batch_ends(
@@ -109,3 +129,28 @@ def test_5_the_soft_time_limit_of_a_batch_that_computes_too_long(
         check(results[:-1], texts)
         with pytest.raises(SoftTimeLimitExceeded):
             results[-1].get(timeout=60)
+
+
+def test_6_the_disk_of_the_backend_is_full_for_longer_than_an_errand_is_tried(
+    tmp_path: Path, alone: EmbeddedServer
+) -> None:
+    """Done: a message comes that no job may be as large as, while each write fails with MISCONF.
+
+    Must hold: its failure is tried for as long as that lasts, and its producer told when it is
+    over; only then is the message acknowledged.
+    """
+    with SmallDisk() as backend:
+        settings = {"GOLEM_RESULT_BACKEND": backend.url, "GOLEM_MAX_MESSAGE_BYTES": "2048"}
+        producer = Celery(broker=alone.url, backend=backend.url, set_as_current=False)
+        with FakeWorker(tmp_path, alone, **settings) as worker:
+            with backend.full(), backend.client() as client:
+                wait_until(lambda: refused(client), "the disk to be full")
+                [invalid] = send_all(producer, ["x" * 3000])
+                wait_until(
+                    lambda: worker.text.count("the next try is in 2 s") > TRIES,
+                    "more tries to fail than an errand has by itself",
+                )
+                assert not nothing_held(alone)
+            with pytest.raises(InvalidJob):
+                invalid.get(timeout=60)
+            wait_until(lambda: nothing_held(alone), "the message to be acknowledged")

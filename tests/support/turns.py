@@ -8,11 +8,11 @@ from worker.recording import Recorder
 
 
 class Loop:
-    """An event loop's turns, one by one."""
+    """An event loop's turns, one by one; its recorder pauses `retry_s` seconds between tries."""
 
-    def __init__(self) -> None:
+    def __init__(self, retry_s: float = 0.0) -> None:
         self.calls: list[Callable[[], None]] = []
-        self.recorder = Recorder(self.calls.append, retry_s=0.0)
+        self.recorder = Recorder(self.calls.append, retry_s)
 
     def turn(self, until: Callable[[], Any], what: str) -> None:
         """Run what was called for, until something has happened."""

@@ -13,6 +13,8 @@ from tests.support.turns import Loop
 from worker import control
 from worker.recording import TRIES, is_servers_state
 
+PIPELINE = "Command # 1 (SETEX celery-task-meta-x ...) of pipeline caused error: "
+"""What redis-py puts before the words of an error in a pipeline."""
 CONTENT = "a text that nobody else may read"
 FULL = exceptions.ResponseError("MISCONF Redis is configured to save snapshots")
 
@@ -49,6 +51,21 @@ class Failing:
         exceptions.NoPermissionError("not yours"),
         FULL,
         because(FULL),
+        *(
+            exceptions.ResponseError(before + words)
+            for before in ("", PIPELINE)
+            for words in (
+                "MISCONF Errors writing to the AOF file",
+                "NOREPLICAS Not enough good replicas to write.",
+                "BUSY Redis is busy running a script.",
+                "READONLY You can't write against a read only replica.",
+                "OOM command not allowed",
+                "LOADING Redis is loading the dataset in memory",
+                "TRYAGAIN Multiple keys request during rehashing of slot",
+            )
+        ),
+        exceptions.ClusterDownError("The cluster is down"),
+        exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
         because(exceptions.ConnectionError("away")),
     ],
 )
@@ -70,13 +87,15 @@ def test_what_is_the_servers_state_is_tried_until_it_passes(error: Exception) ->
         exceptions.DataError(CONTENT),
         exceptions.ResponseError("WRONGTYPE Operation against a key"),
         because(exceptions.ResponseError("WRONGTYPE Operation against a key")),
+        exceptions.ResponseError(f"{PIPELINE}WRONGTYPE Operation against a key"),
+        exceptions.ResponseError("BUSYKEY Target key name already exists."),
     ],
 )
 def test_what_is_the_errands_own_fault_is_tried_a_few_times(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Then the job goes on without, once, and isn't held; the log doesn't quote the error."""
-    loop, write, ends = Loop(), Failing(error, 10**6), list[Any]()
+    """Without a pause; then the job goes on without, once; the log doesn't quote the error."""
+    loop, write, ends = Loop(retry_s=3600), Failing(error, 10**6), list[Any]()
     assert not is_servers_state(error)
     with caplog.at_level(logging.DEBUG):
         loop.recorder.put("job", write, ends.append, ["request"])
