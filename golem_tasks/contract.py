@@ -29,6 +29,7 @@ __all__ = [
     "CLASSIFY",
     "CLASSIFY_MANY",
     "DEFAULT_QUEUE",
+    "POSITIONAL",
     "SENT_AT_HEADER",
     "TASKS",
     "FailedItem",
@@ -180,7 +181,8 @@ class ParsedJob:
         return self.task == CLASSIFY_MANY
 
 
-_POSITIONAL = {CLASSIFY: ("text", "text_pair"), CLASSIFY_MANY: ("texts", "text_pairs")}
+POSITIONAL = {CLASSIFY: ("text", "text_pair"), CLASSIFY_MANY: ("texts", "text_pairs")}
+"""What a task takes without a name, in order."""
 
 
 def parse_job(task: str, args: Any, kwargs: Any, limits: Limits) -> ParsedJob:
@@ -191,7 +193,7 @@ def parse_job(task: str, args: Any, kwargs: Any, limits: Limits) -> ParsedJob:
         TextTooLong: when the one text of a ``golem.classify`` job has too many characters.
     """
     fields = _bind(task, args, kwargs)
-    options = _options({k: v for k, v in fields.items() if k not in _POSITIONAL[task]})
+    options = _options({k: v for k, v in fields.items() if k not in POSITIONAL[task]})
     items: tuple[TextItem | InvalidJob, ...]
     if task == CLASSIFY:
         items = (_item(fields.get("text"), fields.get("text_pair"), "", limits),)
@@ -226,7 +228,7 @@ def check_text(value: Any, field: str, limits: Limits) -> str:
 
 
 def _bind(task: str, args: Any, kwargs: Any) -> dict[str, Any]:
-    names = _POSITIONAL[task]
+    names = POSITIONAL[task]
     if not isinstance(args, Sequence) or isinstance(args, str):
         raise InvalidJob.because("args", f"must be a list, not {_kind(args)}")
     if not isinstance(kwargs, Mapping):

@@ -68,6 +68,8 @@ class Waiting(Generic[RequestT]):
     """Whether it must go alone."""
     trial: bool = False
     """Whether it goes alone and while no other of its kind runs."""
+    most_tokens: int = 0
+    """An upper bound of its tokens, for its time limit."""
 
 
 class _Key(NamedTuple):

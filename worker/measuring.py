@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
-from golem_tasks.contract import CLASSIFY, CLASSIFY_MANY
+from golem_tasks.contract import POSITIONAL
 from worker.batcher import BatchLimits, Lane, TimeLimits, Waiting
 from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
 
-__all__ = ["limits", "measure", "waiting"]
+__all__ = ["Measure", "limits", "measure", "waiting"]
 
 CHARS_PER_TOKEN = 4.0
 """English WordPiece text has about 4.2 characters a token; an estimate only bounds a dispatch."""
 SPECIAL_TOKENS = 2
+MOST_SPECIAL_TOKENS = 4
+"""Of a pair, by RoBERTa's tokenizer."""
+MOST_TOKENS_PER_CHAR = 4
+"""Of text that isn't ASCII, by a tokenizer that falls back to UTF-8's bytes."""
+MOST_OF_WINDOWS, MOST_OF_PAIRED_WINDOWS = 2, 6
+"""Times a text counts that is read in windows: they overlap by a quarter, and the shorter text of a
+pair, up to three quarters of a window, is in each."""
 _DAY_S = 86_400
 
 
@@ -32,15 +39,16 @@ def waiting(
     request: BatchedRequest, settings: WorkerSettings, max_tokens: int
 ) -> Waiting[BatchedRequest]:
     """The request as the batcher sees it; `max_tokens` is the longest text the model takes."""
-    rows, tokens = measure(request, max_tokens)
-    rows = min(rows, settings.max_texts)  # a job with more is refused before the model
+    measured = measure(request, max_tokens)
+    rows = min(measured.rows, settings.max_texts)  # a job with more is refused before the model
     info = request.delivery_info
     priority = info.get("priority")
     bulk = settings.bulk_queue in (info.get("routing_key"), info.get("exchange"))
     return Waiting(
         request,
         rows=rows,
-        tokens=tokens,
+        tokens=measured.tokens,
+        most_tokens=measured.most_tokens,
         since_s=time.monotonic(),
         lane=Lane.BULK if bulk else Lane.INTERACTIVE,
         priority=priority if isinstance(priority, int) else 0,
@@ -48,16 +56,54 @@ def waiting(
     )
 
 
-def measure(request: Any, max_tokens: int) -> tuple[int, int]:
-    """Rows and estimated tokens of a request; a payload that breaks the contract counts as one."""
-    args, kwargs = request.args, request.kwargs
-    name = {CLASSIFY: "text", CLASSIFY_MANY: "texts"}.get(request.type, "")
-    value = args[0] if args else kwargs.get(name)
-    texts = value if isinstance(value, list) else [value]
-    estimates = [int(len(text) / CHARS_PER_TOKEN) if isinstance(text, str) else 0 for text in texts]
-    if kwargs.get("on_long") != "window" and max(estimates, default=0) > max_tokens:
-        estimates = [min(estimate, max_tokens) for estimate in estimates]
-    return max(1, len(texts)), max(1, SPECIAL_TOKENS * len(texts) + sum(estimates))
+class Measure(NamedTuple):
+    """How much a request is."""
+
+    rows: int
+    tokens: int
+    """An estimate."""
+    most_tokens: int
+    """What no tokenizer makes more of."""
+
+
+def measure(request: Any, max_tokens: int) -> Measure:
+    """Measure a request; a payload that breaks the contract counts as one row."""
+    texts, pairs = (_texts(request, place) for place in (0, 1))
+    texts = texts or [None]
+    chars, most = list(map(_chars, texts)), list(map(_most_tokens, texts))
+    for place, pair in enumerate(pairs[: len(texts)]):
+        chars[place] += _chars(pair)
+        most[place] += _most_tokens(pair)
+    estimates = [int(each / CHARS_PER_TOKEN) for each in chars]
+    most = [each + MOST_SPECIAL_TOKENS for each in most]
+    if request.kwargs.get("on_long") != "window":
+        estimates = [min(each, max_tokens) for each in estimates]
+        most = [min(each, max_tokens) for each in most]
+    elif max(most) > max_tokens:
+        times = MOST_OF_PAIRED_WINDOWS if any(pairs) else MOST_OF_WINDOWS
+        most = [times * each if each > max_tokens else each for each in most]
+    tokens = SPECIAL_TOKENS * len(texts) + sum(estimates)
+    return Measure(len(texts), tokens, sum(most))
+
+
+def _texts(request: Any, place: int) -> list[Any]:
+    """What the task takes at this place, one entry for each row."""
+    if place < len(request.args):
+        value = request.args[place]
+    else:
+        names = POSITIONAL.get(request.type, ())
+        value = request.kwargs.get(names[place]) if names else None
+    return value if isinstance(value, list) else [value]
+
+
+def _chars(text: Any) -> int:
+    return len(text) if isinstance(text, str) else 0
+
+
+def _most_tokens(text: Any) -> int:
+    if not isinstance(text, str):
+        return 0
+    return len(text) if text.isascii() else MOST_TOKENS_PER_CHAR * len(text)
 
 
 def _time_limits(request: Any) -> TimeLimits:

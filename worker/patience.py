@@ -26,19 +26,20 @@ __all__ = ["at_most", "ended_by_alarm", "patience_s", "took_too_long", "undistur
 logger = get_logger(__name__)
 
 TOKENS = 32_768
-"""Estimated tokens for which the setting counts once: a full dispatch by default."""
+"""Tokens for which the setting counts once: as many as a dispatch has by default."""
 _BY_ALARM = f"signal {signal.SIGALRM.value} "
 
 
 def patience_s(jobs: Sequence[Waiting[Any]], settings: WorkerSettings) -> float | None:
     """Seconds the model may take for a dispatch; None where a hard limit of its own or none is set.
 
-    It grows with the estimated tokens: a job of a thousand long texts is thirty full dispatches.
+    It grows with the most tokens the texts may have, lest an estimate end a job that is well: of
+    Chinese, say, there are four times as many as of English of that length.
     """
     hard_s, _ = jobs[0].time_limits
     if hard_s or not settings.job_timeout_s:
         return None
-    return settings.job_timeout_s * max(1.0, sum(job.tokens for job in jobs) / TOKENS)
+    return settings.job_timeout_s * max(1.0, sum(job.most_tokens for job in jobs) / TOKENS)
 
 
 @contextmanager

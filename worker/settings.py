@@ -95,7 +95,7 @@ class WorkerSettings(ClientSettings):
         ge=0,
         le=86_400,
         description="Seconds the model may take for a dispatch, once more for each further 32,768 "
-        "estimated tokens, where no time limit is set otherwise; 0: for ever.",
+        "tokens it may have, where no time limit is set otherwise; 0: for ever.",
     )
     grace_s: float = Field(
         30.0,

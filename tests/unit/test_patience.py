@@ -26,15 +26,15 @@ with at_most(0.05):
 
 
 def job(tokens: int, limits: TimeLimits = (None, None)) -> Waiting[str]:
-    """A job of so many estimated tokens."""
-    return Waiting("job", rows=1, tokens=tokens, since_s=0.0, time_limits=limits)
+    """A job of so many tokens at most."""
+    return Waiting("job", 1, 1, 0.0, time_limits=limits, most_tokens=tokens)
 
 
 @given(st.lists(st.integers(1, 200_000), min_size=1, max_size=40), st.floats(0.1, 3600))
 def test_a_dispatch_gets_the_setting_and_more_in_proportion_to_its_tokens(
     tokens: list[int], setting_s: float
 ) -> None:
-    """No full dispatch within the default bounds has more than the setting; a larger one does."""
+    """No dispatch that can't be larger than the default has more than the setting."""
     settings = WorkerSettings(job_timeout_s=setting_s)
     allowed_s = patience_s([job(each) for each in tokens], settings)
     assert allowed_s == setting_s * max(1, sum(tokens) / TOKENS)
