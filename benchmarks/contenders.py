@@ -79,7 +79,7 @@ class RunningWorker:
     Args:
         contender: which kind.
         server: broker and result backend.
-        folder: where its log goes.
+        folder: where its log goes, and what workers remember of the machine.
         engine: value of ``GOLEM_ENGINE``; unset takes the real model.
         name: its name, unique among the workers of a run.
         env: more settings.
@@ -99,7 +99,9 @@ class RunningWorker:
         self.name = f"{name}@bench"
         self.log = folder / f"{contender.name}-{name}.log"
         self._server = server
-        self._env = _environment(contender, server, engine, env or {})
+        # Not the user's: what a run learns must neither come from there nor displace it.
+        ours = {"GOLEM_STATE_DIR": str(folder / "state"), **(env or {})}
+        self._env = _environment(contender, server, engine, ours)
         self._guard: subprocess.Popen[bytes] | None = None
 
     def start(self, *, wait: bool = True) -> Self:

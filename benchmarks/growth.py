@@ -158,7 +158,7 @@ def _workers(bench: Bench, count: int, gpu: Gpu, processes: int = 0) -> Round:
             group.append(worker.start(wait=False))
         for worker in group:
             worker.wait_ready()
-        bench.warm_up(50 * count)
+        bench.warm_up(gpu.rows * count * max(1, processes))  # a full dispatch for each process
         log.write_bytes(b"")  # the warm-up's; the engines go on appending to the same file
         drained = bench.drain(_BACKLOG, jobs, group, keep=False)
     figures = _worker_figures(drained, log)

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 BUDGET_TOKENS = 1024
-"""Padded tokens of a micro-batch of the sorted loop: the CPU's default budget in Golem."""
+"""Padded tokens of a micro-batch, of Golem's and of the sorted loop alike."""
 DISPATCH_ROWS = 256
 """Texts of a dispatch: the default of ``GOLEM_MAX_ROWS``."""
 
@@ -76,7 +76,13 @@ class Case:
             ModelLoadError: the folder has none.
         """
         settings = WorkerSettings.model_validate(
-            {"model": str(folder), "device": "cpu", "dtype": dtype, "processes": 1}
+            {
+                "model": str(folder),
+                "device": "cpu",
+                "dtype": dtype,
+                "processes": 1,
+                "token_budget": BUDGET_TOKENS,
+            }
         )
         opened = open_model(settings)
         # A tokenizer of its own: Golem's has padding and truncation switched off for good.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Usage", "children", "command", "usage"]
+__all__ = ["Usage", "children", "command", "pss_mib", "usage"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _KIB = 1024
@@ -44,6 +45,18 @@ def usage(*pids: int) -> Usage:
         except (OSError, KeyError):  # a zombie's status has no memory lines
             continue
     return total
+
+
+def pss_mib(*pids: int) -> float:
+    """Memory of these processes, pages that several share counted once; what is gone is nothing."""
+    total_kib = 0
+    for pid in pids:
+        with suppress(OSError):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+            total_kib += sum(
+                int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")
+            )
+    return total_kib / _KIB
 
 
 def children(pid: int) -> list[int]:

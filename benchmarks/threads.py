@@ -7,7 +7,8 @@ answer the same backlogs in turn, through Redis, in the default dtype. ``2x1`` i
 one thread each. Then each answers texts sent one at a time, which is what the number of threads
 of a process does for a lone job. Dispatches are short, so that the last ones, when not all
 processes have something to do, weigh little. ``texts_per_cpu_s`` counts the model processes' CPU
-time alone: what a busy machine leaves of a figure.
+time alone: what a busy machine leaves of a figure. ``models_pss_mib`` is their memory, a page that
+they share, as those of the weights, counted once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.backlog import Bench
 from benchmarks.contenders import GOLEM, RunningWorker
-from benchmarks.loops import save_base
+from benchmarks.loops import BUDGET_TOKENS, save_base
+from benchmarks.procfs import pss_mib
 from benchmarks.report import (
     Figure,
     Report,
@@ -48,10 +50,12 @@ _SETTINGS = {
     "GOLEM_MAX_ROWS": "64",
     "GOLEM_MAX_DISPATCH_TOKENS": "4096",
     # Fixed, since each process would measure it while the other workers load.
-    "GOLEM_TOKEN_BUDGET": "1024",
+    "GOLEM_TOKEN_BUDGET": str(BUDGET_TOKENS),
 }
 _ONE = "one"
 _ANSWER_TIMEOUT_S = 120.0
+_TICK_MS = 10.0
+"""What Linux counts CPU time in; a run of few texts may take less."""
 Rounds = dict[str, list[Round]]
 
 
@@ -101,11 +105,12 @@ class _Race:
         self._bench.answers.flushdb()
         worker = self._workers[share]
         drained = self._bench.drain(name, len(texts), [worker], queue=share.queue)
+        cpu_ms = max(drained.models.cpu_ms, _TICK_MS)
         return {
             "texts_per_s": len(texts) / drained.wall_s,
-            "texts_per_cpu_s": 1e3 * len(texts) / drained.models.cpu_ms,
+            "texts_per_cpu_s": 1e3 * len(texts) / cpu_ms,
             "cores_busy": drained.models.cpu_ms / 1e3 / drained.wall_s,
-            "models_rss_mib": drained.models.rss_mib,
+            "models_pss_mib": pss_mib(*worker.models),
         }
 
     def one_by_one(self, share: Share, texts: Sequence[str]) -> Round:
@@ -137,7 +142,7 @@ def measure(
         for model in models:
             folder = EMBEDDED_FOLDER if model == "mini" else save_base(Path(scratch, model))
             texts = texts_made_up()
-            counts = {name: round(COUNTS[name] * MODELS[model] * scale) for name in COUNTS}
+            counts = {name: max(1, round(COUNTS[name] * MODELS[model] * scale)) for name in COUNTS}
             drawn = {name: workload(name, texts, count) for name, count in counts.items()}
             _measure_model(model, folder, shares(cores), drawn, rounds, singles, found)
     results: dict[str, dict[str, Figure]] = {name: summarise(each) for name, each in found.items()}
@@ -165,14 +170,16 @@ def _measure_model(
         for name, texts in drawn.items():
             bench.prepare(name, texts)
         race = _Race(bench, workers)
-        for way in ways:  # each shape once, unmeasured
-            race.run(way, "mixed", drawn["mixed"])
+        for name, texts in drawn.items():  # each shape once, unmeasured
+            for way in ways:
+                race.run(way, name, texts)
         for number in range(rounds):
             # Forth and back, so that none always has the warmer machine.
+            order = ways if number % 2 == 0 else ways[::-1]
             for name, texts in drawn.items():
-                for way in ways if number % 2 == 0 else reversed(ways):
+                for way in order:
                     _note(found, f"{way.name} {model} {name}", race.run(way, name, texts))
-            for way in ways:
+            for way in order:
                 figures = race.one_by_one(way, drawn["short"][:singles])
                 _note(found, f"{way.name} {model} {_ONE}", figures)
             progress(f"round {number + 1}/{rounds} {model} is done")
