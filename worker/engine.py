@@ -42,7 +42,8 @@ class _Launched:
     def __init__(self, logits: torch.Tensor) -> None:
         # On CUDA this queues the one copy, into pinned memory, behind the kernels; nobody waits.
         self._host = logits.float().to("cpu", non_blocking=logits.is_cuda)  # (B, C)
-        self._copied = torch.Event("cuda") if logits.is_cuda else None
+        # Blocking: else who waits for it burns a core, which another process could tokenize on.
+        self._copied = torch.Event("cuda", blocking=True) if logits.is_cuda else None
         if self._copied is not None:
             # On the stream the copy is on: by itself an event takes the current device's.
             self._copied.record(torch.cuda.current_stream(logits.device))
