@@ -23,13 +23,18 @@ _LAST_ON_CPU = 4096
 """A larger micro-batch falls out of the caches, and makes everyone in it wait."""
 
 
-def find_budget(engine: Engine, state_dir: str | None) -> int:
+def find_budget(engine: Engine, state_dir: str | None, **conditions: int) -> int:
     """The padded tokens of a micro-batch at which the engine is about as fast as it gets.
 
     What an earlier start found on this machine is taken as it is. An engine that fails otherwise
     than by memory keeps its own budget: the warm-up that follows says what is wrong with it.
+
+    Args:
+        engine: with its model loaded.
+        state_dir: the folder, `GOLEM_STATE_DIR`; None: ``golem`` in the user's cache.
+        conditions: what the speed depends on beside model, device, dtype and rows.
     """
-    file = BudgetFile(state_dir, "speeds", engine.info, max_rows=engine.max_rows)
+    file = BudgetFile(state_dir, "speeds", engine.info, max_rows=engine.max_rows, **conditions)
     # The processes of a worker load at the same time: on one device they would slow each other, and
     # each would take what it measures then for the device's own speed.
     with file.alone():

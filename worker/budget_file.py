@@ -43,6 +43,9 @@ KEPT_S = 30 * 86_400
 MAX_FILES = 64
 """Files in the folder; the oldest go first."""
 
+TURN_S = 60.0
+"""Seconds others on the device are waited for; each takes some ten."""
+
 _MAX_BYTES = 4096
 
 
@@ -68,6 +71,7 @@ class BudgetFile:
         }
         digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()
         self._path = state_folder(state_dir) / kind / f"{digest[:32]}.json"
+        self._turn = self._path.parent.with_name(f"{kind}-{info.device.replace(':', '-')}")
         self._told = False
 
     def recall(self) -> int | None:
@@ -101,10 +105,13 @@ class BudgetFile:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until no other process is in here for a budget of this kind, where one can tell."""
+        """Wait until no other process is in here for the same device, where one can tell.
+
+        Whatever its model: two that compute disturb each other. After `TURN_S` it goes on anyway.
+        """
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):  # `store` tells of it
-                stack.enter_context(one_at_a_time(self._path.parent))
+            with contextlib.suppress(OSError):  # late; or can't be written, which `store` tells
+                stack.enter_context(one_at_a_time(self._turn, TURN_S))
             yield
 
     def _write(self, content: dict[str, Any]) -> None:

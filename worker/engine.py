@@ -217,7 +217,9 @@ def load(settings: WorkerSettings, index: int) -> TorchEngine:
     """
     engine = build(settings, index)
     if not isinstance(settings.token_budget, int):
-        engine.token_budget = find_budget(engine, settings.state_dir)
+        on_cpu = engine.info.device == "cpu"
+        conditions = {"threads": torch.get_num_threads()} if on_cpu else {}
+        engine.token_budget = find_budget(engine, settings.state_dir, **conditions)
     return engine
 
 
@@ -236,7 +238,13 @@ def build(settings: WorkerSettings, index: int) -> TorchEngine:
     set_threads(settings, device)
     loaded = load_model(source, choose_dtype(settings.dtype, device), device)
     if device.type == "cpu" and (settings.processes or 1) > 1:
-        share_weights(loaded.model, settings.state_dir, name=source.name, revision=loaded.revision)
+        share_weights(
+            loaded.model,
+            settings.state_dir,
+            name=source.name,
+            revision=loaded.revision,
+            folder=Path(source.location) if source.is_folder else None,
+        )
     return TorchEngine(source, loaded, settings)
 
 

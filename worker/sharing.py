@@ -4,7 +4,7 @@ What is loaded in the checkpoint's own dtype stays mapped from its file, and the
 copy of such pages for all processes. A cast, as to bfloat16, makes a copy for each process. So
 where there are several, the first one writes what came of the cast, and all of them map that::
 
-    GOLEM_STATE_DIR/weights/<hash>.safetensors    the weights of one model, revision and dtype
+    GOLEM_STATE_DIR/weights/<hash>.safetensors    the weights of one checkpoint in one dtype
 
 A file is used only if every weight in it equals, to the bit, the one just loaded: whatever has
 become of the model's folder or of the file meanwhile, answers don't change. What can't be written
@@ -20,8 +20,9 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from celery.utils.log import get_logger
@@ -36,12 +37,19 @@ logger = get_logger(__name__)
 
 LEAST_BYTES = 16 * 2**20
 """Private weights below this aren't worth a file."""
+WRITTEN_S = 300.0
+"""Seconds a process that writes is waited for: a large model may go to a slow disk."""
 MAX_FILES = 4
 """Files in the folder; those used longest ago go first."""
 
 
 def share_weights(
-    model: torch.nn.Module, state_dir: str | None, *, name: str, revision: str | None
+    model: torch.nn.Module,
+    state_dir: str | None,
+    *,
+    name: str,
+    revision: str | None,
+    folder: Path | None = None,
 ) -> int:
     """Let the model's weights be pages that processes share; return the bytes that are so now.
 
@@ -50,7 +58,24 @@ def share_weights(
         state_dir: the folder, `GOLEM_STATE_DIR`; None: ``golem`` in the user's cache.
         name: of the model, as answers have it.
         revision: of a hub model.
+        folder: of any other.
     """
+    try:
+        told = [name, revision, _stamps(folder)]
+        return _share(model, state_folder(state_dir) / "weights", told)
+    except Exception as exc:  # noqa: BLE001 - it saves memory; nothing of it is worth a worker
+        logger.debug("Weights aren't shared: %s: %s", type(exc).__name__, exc)
+        return 0
+
+
+def is_mapped(tensor: torch.Tensor) -> bool:
+    """Whether the tensor lies in pages of a file; False where the system doesn't tell."""
+    regions = _Regions.read()
+    return regions is not None and regions.of_file(tensor.data_ptr())
+
+
+def _share(model: torch.nn.Module, folder: Path, told: list[Any]) -> int:
+    """Share by a file in the folder, whose name depends on what is told of the model."""
     regions = _Regions.read()
     if regions is None:
         return 0
@@ -59,16 +84,15 @@ def share_weights(
     shared_bytes = _bytes(weights) - _bytes(private)
     if _bytes(private) < LEAST_BYTES:
         return shared_bytes
-    told = [name, revision, sorted({str(weight.dtype) for weight in private.values()})]
+    told = [*told, sorted({str(weight.dtype) for weight in private.values()})]
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-    path = state_folder(state_dir) / "weights" / f"{digest[:32]}.safetensors"
     try:
-        mapped = _mapped(path, private)
+        mapped = _mapped(folder / f"{digest[:32]}.safetensors", private)
     except (OSError, SafetensorError, RuntimeError) as exc:
         logger.warning(
             "Each model process keeps %d MiB of weights for itself, since %s can't be written: %s. "
             "GOLEM_STATE_DIR names another folder.",
-            _bytes(private) // 2**20, path.parent, exc,
+            _bytes(private) // 2**20, folder, exc,
         )  # fmt: skip
         return shared_bytes
     for key, parameter in model.named_parameters():
@@ -81,28 +105,31 @@ def share_weights(
     return shared_bytes + private_bytes
 
 
-def is_mapped(tensor: torch.Tensor) -> bool:
-    """Whether the tensor lies in pages of a file; False where the system doesn't tell."""
-    regions = _Regions.read()
-    return regions is not None and regions.of_file(tensor.data_ptr())
+def _stamps(folder: Path | None) -> list[tuple[str, int, int]]:
+    """Name, size in bytes and time of each file of weights: another checkpoint, another file."""
+    found = []
+    for file in sorted(folder.glob("*.safetensors")) if folder is not None else ():
+        stat = file.stat()
+        found.append((file.name, stat.st_size, stat.st_mtime_ns))
+    return found
 
 
 def _mapped(path: Path, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """These very weights, mapped from the file, which is written if it has others or isn't there.
 
     Raises:
-        OSError, SafetensorError: it can't be written or read.
+        OSError, SafetensorError: it can't be written or read, or another process is at it for long.
         RuntimeError: weights overlap in a way that a file can't hold.
     """
-    with one_at_a_time(path.parent):
+    with one_at_a_time(path.parent, WRITTEN_S):
         with contextlib.suppress(OSError, SafetensorError):
             found = load_file(path)
-            if found.keys() == wanted.keys() and all(
-                map(_same, found.values(), _of(wanted, found))
-            ):
-                os.utime(path)  # used
+            if _equal(found, wanted):
+                with contextlib.suppress(OSError):
+                    os.utime(path)  # used
                 return found
         path.parent.mkdir(exist_ok=True)
+        _sweep(path.parent)
         part = path.with_suffix(f".{os.getpid()}.part")
         try:
             save_file({key: weight.contiguous() for key, weight in wanted.items()}, part)
@@ -110,13 +137,14 @@ def _mapped(path: Path, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.T
         finally:
             part.unlink(missing_ok=True)
         _prune(path.parent)
-        return load_file(path)
+        found = load_file(path)
+        if not _equal(found, wanted):
+            raise OSError("what was written reads otherwise")
+        return found
 
 
-def _of(
-    wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]
-) -> Iterator[torch.Tensor]:
-    return (wanted[key] for key in found)
+def _equal(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> bool:
+    return found.keys() == wanted.keys() and all(_same(found[key], wanted[key]) for key in found)
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -128,6 +156,14 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _bytes(weights: Mapping[str, torch.Tensor]) -> int:
     return sum(weight.nbytes for weight in weights.values())
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written, under our name for it or safetensors'."""
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def _prune(folder: Path) -> None:

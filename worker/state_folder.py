@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 __all__ = ["one_at_a_time", "state_folder"]
+
+_POLL_S = 0.05
 
 
 def state_folder(state_dir: str | None) -> Path:
@@ -20,13 +24,26 @@ def state_folder(state_dir: str | None) -> Path:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in here with the same folder, which needn't be there.
+def one_at_a_time(path: Path, wait_s: float) -> Iterator[None]:
+    """Wait until no other process is in here with the same path, which needn't be there.
 
     Raises:
-        OSError: the lock's file beside it can't be written.
+        TimeoutError: one still was, `wait_s` seconds later.
+        OSError: the lock's file beside the path can't be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the file, and with the process
+    path.parent.mkdir(parents=True, exist_ok=True)
+    over_s = time.monotonic() + wait_s
+    with path.with_suffix(".lock").open("ab") as lock:
+        while not _locked(lock):
+            if time.monotonic() > over_s:
+                raise TimeoutError("another process has held it for too long")
+            time.sleep(_POLL_S)
         yield
+
+
+def _locked(lock: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the file, and with the process
+    except BlockingIOError:
+        return False
+    return True

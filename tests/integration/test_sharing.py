@@ -9,6 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors.torch import save_file  # noqa: E402 - needs torch
+
+from worker import sharing  # noqa: E402 - needs torch
 from worker.sharing import is_mapped, share_weights  # noqa: E402 - needs torch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
@@ -25,9 +28,9 @@ def model(seed: int) -> torch.nn.Module:
     return layer.eval()
 
 
-def share(layer: torch.nn.Module, state: Path) -> int:
+def share(layer: torch.nn.Module, state: Path, folder: Path | None = None) -> int:
     """Share its weights under one name."""
-    return share_weights(layer, str(state), name="layer", revision=None)
+    return share_weights(layer, str(state), name="layer", revision=None, folder=folder)
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -70,7 +73,9 @@ def test_two_processes_hold_the_weights_once(tmp_path: Path) -> None:
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=mate, args=(str(tmp_path), there))
     process.start()
+    there.close()  # else the end of the other process isn't the end of the pipe
     try:
+        assert here.poll(60)
         assert here.recv() == size
         (file,) = (tmp_path / "weights").glob("*.safetensors")
         assert same(layer, untouched)  # which reads every page
@@ -106,6 +111,47 @@ def test_a_damaged_file_is_written_again(tmp_path: Path) -> None:
     layer = model(1)
     share(layer, tmp_path)
     assert is_mapped(layer.weight)
+    assert same(layer, model(1))
+
+
+def test_another_checkpoint_in_the_same_folder_gets_another_file(tmp_path: Path) -> None:
+    """Two workers, before and after a training, don't overwrite each other's file in turn."""
+    checkpoint = tmp_path / "model.safetensors"
+    for number in range(2):
+        checkpoint.write_bytes(b"x" * number)
+        share(model(number), tmp_path, folder=tmp_path)
+    assert len(list((tmp_path / "weights").iterdir())) == 2
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    """A model's size each time, under our own name for it or safetensors', would fill the disk."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name in (".tmpAb3dE6", "0123.77.part"):
+        (weights / name).write_bytes(b"half")
+    share(model(1), tmp_path)
+    (file,) = weights.iterdir()
+    assert file.suffix == ".safetensors"
+
+
+def test_what_a_disk_made_of_the_weights_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that reads otherwise than it was written; the weights stay private."""
+    monkeypatch.setattr(
+        sharing, "save_file", lambda given, to: save_file({k: w + 1 for k, w in given.items()}, to)
+    )
+    layer = model(1)
+    assert share(layer, tmp_path) == 0
+    assert not is_mapped(layer.weight)
+    assert same(layer, model(1))
+
+
+def test_whatever_goes_wrong_the_worker_starts(tmp_path: Path) -> None:
+    """A checkpoint that vanished after it was loaded, for one: the weights stay private."""
+    (tmp_path / "model.safetensors").symlink_to("nowhere")
+    layer = model(1)
+    assert share(layer, tmp_path, folder=tmp_path) == 0
     assert same(layer, model(1))
 
 

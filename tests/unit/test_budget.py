@@ -7,8 +7,9 @@ import pytest
 
 from golem_tasks.errors import InferenceError
 from tests.support.fake_engine import FakeEngine
-from worker import budget
+from worker import budget, budget_file
 from worker.budget import find_budget
+from worker.budget_file import BudgetFile
 
 
 def test_it_is_measured_once_on_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +41,31 @@ def test_other_rows_are_another_measurement(tmp_path: Path) -> None:
     find_budget(FakeEngine(max_rows=8), str(tmp_path))
     find_budget(FakeEngine(max_rows=16), str(tmp_path))
     assert len(list((tmp_path / "speeds").iterdir())) == 2
+
+
+def test_other_threads_are_another_measurement(tmp_path: Path) -> None:
+    """What suits one core needn't suit eight."""
+    for threads in (1, 8):
+        find_budget(FakeEngine(), str(tmp_path), threads=threads)
+    assert len(list((tmp_path / "speeds").iterdir())) == 2
+
+
+def test_another_device_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight GPUs are measured at the same time."""
+    monkeypatch.setattr(budget_file, "TURN_S", 600)
+    with BudgetFile(str(tmp_path), "speeds", FakeEngine(device="cuda:0").info).alone():
+        find_budget(FakeEngine(device="cuda:1"), str(tmp_path))
+    assert len(list((tmp_path / "speeds").iterdir())) == 1
+
+
+def test_a_process_that_never_ends_its_measurement_is_not_waited_for_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process, or a network disk that lost a lock, keeps no worker from starting."""
+    monkeypatch.setattr(budget_file, "TURN_S", 0.01)
+    with BudgetFile(str(tmp_path), "speeds", FakeEngine().info).alone():
+        find_budget(FakeEngine(), str(tmp_path))
+    assert len(list((tmp_path / "speeds").iterdir())) == 1
 
 
 def test_a_device_without_room_for_the_least_gets_the_least(tmp_path: Path) -> None:
