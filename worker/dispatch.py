@@ -32,7 +32,7 @@ from worker.patience import ended_by_alarm, took_too_long
 from worker.recording import Recorder, store_failure
 from worker.requests import BatchedRequest
 from worker.runner import Answered, Job, Settled, run_dispatch
-from worker.salvage import salvage
+from worker.salvage import salvage, wait_gone
 from worker.tally import Figures
 
 __all__ = ["Dispatch", "Settlement", "TakesBack"]
@@ -44,8 +44,14 @@ _PROTOCOL = pickle.HIGHEST_PROTOCOL
 CRASHES_ALONE = 2
 """A job that ends its process this often, alone in it, is poison."""
 
+KILLED_S = 2.0
+"""Seconds a process whose time limit has passed is given to be gone."""
+
 _LOST = (WorkerLostError, Terminated, SystemExit)
 """The process is gone, and with it what it was doing."""
+
+_Left = tuple[list[dict[str, Any] | None], dict[str, Any]]
+"""What of each job the backend has, and by job id the answers that were computed."""
 
 
 class TakesBack(Protocol):
@@ -204,11 +210,13 @@ class Settlement:
         open_jobs = [job for job in jobs if not (job.request.settled or job.request.cancelled)]
         # By what ran, not by what is left of it: a mate that was revoked may have been the culprit.
         alone = len(jobs) == 1
-        if open_jobs and isinstance(cause, _LOST):
+        # The pool tells of a time limit before it kills.
+        gone_s = KILLED_S if isinstance(cause, TimeLimitExceeded) else 0.0
+        if open_jobs and (gone_s or isinstance(cause, _LOST)):
             self._intake.recorder.put(
                 open_jobs[0].request.id,
-                partial(self._left_by, pid, [job.request.id for job in open_jobs]),
-                lambda left: self._sort_out(self._unfinished(open_jobs, *left), cause, alone),
+                partial(self._left_by, pid, [job.request.id for job in open_jobs], gone_s),
+                lambda left: self._sort_out_left(open_jobs, left, cause, alone),
                 [job.request for job in open_jobs],
                 # If nobody can tell: the child looks before it runs one again.
                 otherwise=lambda: ([None] * len(open_jobs), {}),
@@ -266,6 +274,18 @@ class Settlement:
             einfo=einfo,
         )
 
+    def _sort_out_left(
+        self, jobs: list[Waiting[BatchedRequest]], left: _Left, cause: BaseException, alone: bool
+    ) -> None:
+        open_jobs = self._unfinished(jobs, *left)
+        # Its time was over when its answer was there already. Once: what is run with its answer at
+        # hand leaves none behind, and fails if it takes too long again.
+        late = isinstance(cause, TimeLimitExceeded)
+        if alone and late and any(job.request.id in left[1] for job in open_jobs):
+            self._retry_alone(open_jobs)
+        else:
+            self._sort_out(open_jobs, cause, alone)
+
     def _sort_out(
         self, open_jobs: list[Waiting[BatchedRequest]], cause: BaseException, alone: bool
     ) -> None:
@@ -303,10 +323,9 @@ class Settlement:
     def _retry_alone(self, jobs: list[Waiting[BatchedRequest]]) -> None:
         self._intake.take_back([replace(job, suspect=True) for job in jobs])
 
-    def _left_by(
-        self, pid: int, task_ids: Sequence[str]
-    ) -> tuple[list[dict[str, Any] | None], dict[str, Any]]:
+    def _left_by(self, pid: int, task_ids: Sequence[str], gone_s: float) -> _Left:
         """Ask what a child had stored of these jobs when it died, and what it had computed."""
+        wait_gone(pid, gone_s)
         backend = self._intake.worker.app.backend
         raw = backend.mget([backend.get_key_for_task(task_id) for task_id in task_ids])
         # Read once, and only after the backend answered: what it refuses is asked again.

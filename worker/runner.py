@@ -186,9 +186,8 @@ class Runner:
         answers = iter(classified.outcomes)
         for job, parsed in open_jobs:
             outcomes[job.id] = _gather(parsed, answers)
-        self._computed.keep(
-            {name: each.value for name, each in outcomes.items() if isinstance(each, _Returned)}
-        )
+        new = ((job.id, outcomes[job.id]) for job, _ in open_jobs)
+        self._computed.keep({name: each.value for name, each in new if isinstance(each, _Returned)})
         figures = Figures.of(
             classified.micro_batches,
             texts=len(works),

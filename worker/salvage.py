@@ -14,6 +14,7 @@ from __future__ import annotations
 import marshal
 import os
 import struct
+import time
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,9 +23,10 @@ from typing import Any
 
 from worker.processes import FOLDER
 
-__all__ = ["Computed", "salvage"]
+__all__ = ["Computed", "salvage", "wait_gone"]
 
 _HEAD = struct.Struct("<II")
+_POLL_S = 0.01
 
 
 class Computed:
@@ -45,9 +47,10 @@ class Computed:
     def keep(self, answers: Mapping[str, Any]) -> None:
         """Append answers by the id of their job; plain values, as JSON has them."""
         if self._path is not None and answers:
-            record = marshal.dumps(dict(answers))
-            with suppress(OSError), self._path.open("ab", buffering=0) as file:
-                file.write(_HEAD.pack(len(record), zlib.crc32(record)) + record)
+            with suppress(OSError, ValueError):  # a value that isn't a plain one
+                record = marshal.dumps(dict(answers))
+                with self._path.open("ab", buffering=0) as file:
+                    file.write(_HEAD.pack(len(record), zlib.crc32(record)) + record)
 
 
 def salvage(pid: int) -> dict[str, Any]:
@@ -71,6 +74,18 @@ def salvage(pid: int) -> dict[str, Any]:
         found |= marshal.loads(record)  # noqa: S302 - written by a child of this very process
         at += length
     return found
+
+
+def wait_gone(pid: int, wait_s: float) -> bool:
+    """Wait until a process has ended and its parent has noticed; False if it hasn't by then."""
+    over_s = time.monotonic() + wait_s
+    while time.monotonic() < over_s:
+        try:
+            os.kill(pid, 0)
+        except OSError:
+            return True
+        time.sleep(_POLL_S)
+    return False
 
 
 def _path(pid: int) -> Path | None:

@@ -195,3 +195,29 @@ def test_5_no_model_process_is_up_while_another_takes_its_time_to_load(
         check(results[:1], texts[:1])
         assert worker.runs == {**dict.fromkeys(texts, 1), texts[0]: 2}
     assert nothing_held(alone)
+
+
+@pytest.mark.parametrize("jobs", [1, 20])
+def test_6_a_hard_time_limit_that_passes_while_answers_are_stored(
+    tmp_path: Path, alone: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """Done: messages set a hard limit, and it passes when all is computed and nothing stored.
+
+    Must hold: their process is killed, every job is answered with what it had computed, a lone one
+    as well, and nothing of the killed one is left.
+    """
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    texts = numbered(jobs)
+    with EmbeddedServer() as backend, backend.client() as client:
+        app = Celery(broker=alone.url, backend=backend.url, set_as_current=False)
+        with FakeWorker(tmp_path, alone, GOLEM_RESULT_BACKEND=backend.url) as worker:
+            [old] = worker.children
+            client.client_pause(60_000, all=False)  # writes wait, reads go on
+            results = send_all(app, texts, time_limit=2)
+            wait_until(lambda: "Hard time limit" in worker.text, "the limit to pass")
+            client.client_unpause()
+            check(results, texts)
+            assert worker.runs == dict.fromkeys(texts, 1)
+            assert old not in worker.children
+            assert not list(tmp_path.glob(f"golem-worker-*/{old}.computed"))
+    assert nothing_held(alone)

@@ -1,6 +1,8 @@
 """What a model process had computed when it was killed, read by who outlives it."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worker.processes import FOLDER
-from worker.salvage import Computed, salvage
+from worker.salvage import Computed, salvage, wait_gone
 
 ANSWERS = st.dictionaries(
     st.text(max_size=8),
@@ -74,6 +76,26 @@ def test_it_holds_the_last_dispatch_and_is_read_once(folder: Path) -> None:
     assert salvage(os.getpid()) == {"b": 2}
     assert salvage(os.getpid()) == {}
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("value", [object(), {"answer": Path()}])
+def test_what_isnt_a_plain_value_is_left_out_and_stops_nobody(folder: Path, value: object) -> None:
+    """An engine of somebody else's may answer with anything; its job runs again."""
+    computed = Computed()
+    computed.begin()
+    computed.keep({"a": 1})
+    computed.keep({"b": value})
+    computed.keep({"c": 3})
+    assert file(folder).is_file()
+    assert salvage(os.getpid()) == {"a": 1, "c": 3}
+
+
+def test_the_end_of_a_process_is_waited_for_within_bounds() -> None:
+    """One that lives on isn't waited for longer than asked; one that has ended, not at all."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert not wait_gone(process.pid, 0.02)
+        process.kill()
+    assert wait_gone(process.pid, 60)
 
 
 @pytest.mark.parametrize("variable", ["", "/nowhere/at/all"])
