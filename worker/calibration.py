@@ -35,6 +35,9 @@ FILE_NAME = "golem_calibration.json"
 BINS = 15
 """Bins of the expected calibration error, as in the paper."""
 
+LEAST = 1e-6
+"""A lower temperature could make a logit overflow, and every score 0 or 1."""
+
 _COLDEST, _HOTTEST = 0.02, 50.0
 _HALVINGS = 60  # of an interval of 50: down to 1e-16
 
@@ -107,8 +110,10 @@ def read(file: Path, labels: Sequence[str]) -> Calibration:
         raise _unfit(file, f"can't be read: {exc.strerror}") from None
     except (ValueError, TypeError, KeyError) as exc:
         raise _unfit(file, f"isn't a calibration ({type(exc).__name__}: {exc})") from None
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise _unfit(file, f"has the temperature {temperature}, which isn't above 0")
+    if not (math.isfinite(temperature) and temperature >= LEAST):
+        raise _unfit(
+            file, f"has the temperature {temperature}, which isn't at least {LEAST:g} and finite"
+        )
     if found.labels != tuple(labels):
         raise _unfit(file, f"is of a model with the labels {', '.join(found.labels)}")
     return found

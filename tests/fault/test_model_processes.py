@@ -11,7 +11,14 @@ from pathlib import Path
 from celery import Celery
 
 from golem_tasks.embedded import EmbeddedServer
-from tests.support.fake_workers import FakeWorker, check, nothing_held, numbered, send_all
+from tests.support.fake_workers import (
+    FakeWorker,
+    check,
+    jobs_of,
+    nothing_held,
+    numbered,
+    send_all,
+)
 from tests.support.waiting import wait_until
 from tests.support.workers import running
 from worker.processes import FOLDER, Report
@@ -19,11 +26,16 @@ from worker.processes import FOLDER, Report
 logger = logging.getLogger(__name__)
 
 
-def reports(worker: FakeWorker) -> dict[int, Report]:
-    """What each model process said of itself when it was ready, by index."""
+def reports_folder(worker: FakeWorker) -> Path:
+    """Where its model processes report; ask while none of them is being killed."""
     environ = Path(f"/proc/{worker.children[0]}/environ").read_text().split("\0")
     [folder] = [each.removeprefix(f"{FOLDER}=") for each in environ if each.startswith(FOLDER)]
-    found = [Report(**json.loads(file.read_text())) for file in Path(folder).glob("*.json")]
+    return Path(folder)
+
+
+def reports(folder: Path) -> dict[int, Report]:
+    """What each model process said of itself when it was ready, by index."""
+    found = [Report(**json.loads(file.read_text())) for file in folder.glob("*.json")]
     return {each.index: each for each in found}
 
 
@@ -53,6 +65,7 @@ def test_1_what_a_killed_process_left_is_the_first_its_replacement_does(
             wait_until(lambda: client.hlen("unacked") == 10, "the batch to be taken")
             results += send_all(app, others)
             wait_until(lambda: client.hlen("unacked") > 10, "others to wait behind it")
+        wait_until(lambda: len(jobs_of(app, "active")) == 10, "the batch to run")
         [killed] = worker.children
         os.kill(killed, signal.SIGKILL)
         killed_s = time.time()
@@ -63,7 +76,7 @@ def test_1_what_a_killed_process_left_is_the_first_its_replacement_does(
         assert sorted(done[:10]) == sorted([text] for text in left)
         assert Counter(text for texts in done[10:] for text in texts) == Counter(others)
         assert passes(worker, killed) == []
-        loaded = reports(worker)[0]
+        loaded = reports(reports_folder(worker))[0]
         assert loaded.pid == replacement
         took_s = worker.runs_file.stat().st_mtime - killed_s
         logger.warning("All answered %.1f s after the kill: %s", took_s, loaded.message)
@@ -84,17 +97,18 @@ def test_2_a_replacement_takes_the_device_of_its_predecessor(
         "FAKE_DEVICES": ",".join(devices.values()),
     }
     with FakeWorker(tmp_path, alone, **settings) as worker:
+        folder = reports_folder(worker)
         for victims in ([1], [0, 2]):
-            before = reports(worker)
+            before = reports(folder)
             assert {index: each.device for index, each in before.items()} == devices
             dead = {before[index].pid for index in victims}
             for pid in dead:
                 os.kill(pid, signal.SIGKILL)
             wait_until(
-                lambda dead=dead: dead.isdisjoint(each.pid for each in reports(worker).values()),
+                lambda dead=dead: dead.isdisjoint(each.pid for each in reports(folder).values()),
                 "the replacements to be ready",
             )
-            after = reports(worker)
+            after = reports(folder)
             assert {index: each.device for index, each in after.items()} == devices
             assert {each.pid for each in after.values()} == set(worker.children)
             kept = devices.keys() - set(victims)

@@ -69,8 +69,11 @@ def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
     [
         (None, "can't be read"),
         ("[]", "isn't a calibration"),
-        ('{"temperature": 0, "labels": ["A"], "texts": 1}', "isn't above 0"),
-        ('{"temperature": NaN, "labels": ["A"], "texts": 1}', "isn't above 0"),
+        ('{"temperature": 0, "labels": ["A"], "texts": 1}', "isn't at least 1e-06"),
+        ('{"temperature": NaN, "labels": ["A"], "texts": 1}', "isn't at least 1e-06"),
+        ('{"temperature": Infinity, "labels": ["A"], "texts": 1}', "isn't at least 1e-06"),
+        ('{"temperature": 9e-7, "labels": ["A"], "texts": 1}', "isn't at least 1e-06"),
+        ('{"temperature": 1e-310, "labels": ["A"], "texts": 1}', "isn't at least 1e-06"),
         ('{"temperature": 1, "labels": ["B"], "texts": 1}', "with the labels B"),
     ],
 )
