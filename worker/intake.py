@@ -28,7 +28,7 @@ from worker.measuring import limits, waiting
 from worker.origin import origin
 from worker.patience import patience_s
 from worker.processes import check_pool
-from worker.recording import Recorder
+from worker.recording import RETRY_S, Recorder
 from worker.requests import BatchedRequest
 from worker.returning import Returning
 from worker.settings import WorkerSettings
@@ -143,13 +143,25 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             elif batch:
                 self._dispatch(batch)
 
-    def _try(self, job: Waiting[BatchedRequest]) -> None:
+    def _try(self, job: Waiting[BatchedRequest], noted: bool) -> None:
         """Run a job whose trial is noted; at once, for it would be blamed for what ends us."""
-        if self.open and self._alive(job):
+        if noted and self.open and self._alive(job):
             self._dispatch([job])
-        else:
-            self.trials.end(job.request)
-            self.take_back([job] if not job.request.settled else [])
+            return
+        self.trials.end(job.request)  # it may be noted though no reply came
+        self.take_back([job] if not job.request.settled else [])
+        if self.trials.paused:
+            self.worker.hub.call_later(RETRY_S, _wake)
+
+    def finish(self) -> None:
+        """End what is still to be stored or noted, within seconds; a worker that leaves calls it.
+
+        A note that stayed would blame the job of a trial that did no harm.
+        """
+        if not state.should_terminate:
+            self.recorder.finish()
+        for _ in range(2):  # what ends a trial that was still to begin comes after its beginning
+            self._notes.finish()
 
     def take_back(self, jobs: list[Waiting[BatchedRequest]]) -> None:
         """Buffer jobs again that were dispatched but didn't run."""
@@ -231,9 +243,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
 
     @property
     def _trying(self) -> bool:
-        """Whether a job on trial is in flight, alone in its batch, or about to be."""
+        """Whether no other trial may begin: one is in flight or about to be, or was refused."""
         running = any(dispatch.jobs[0].trial for dispatch in self.dispatches)
-        return running or self.trials.beginning
+        return running or self.trials.beginning or self.trials.paused
 
     def _call_soon(self, callback: Callable[[], None]) -> None:
         self.worker.hub.call_soon(callback)  # the hub is made after this step

@@ -105,9 +105,11 @@ class Leaving(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no
         return bool(running)
 
     def _give_up(self, code: int) -> None:
-        logger.warning(
-            "Redis doesn't take back what this worker holds; it comes back in %g s, by its lease.",
-            self._settings.lease_s,
+        # Not the logger: the event loop may hang with its lock, or the stream behind it.
+        os.write(
+            2,
+            b"golem: Redis doesn't take back what this worker holds; it comes back in %g s, by its "
+            b"lease\n" % self._settings.lease_s,
         )
         self._end_batches()  # one may have been started meanwhile
         shutil.rmtree(os.environ.get(FOLDER, ""), ignore_errors=True)

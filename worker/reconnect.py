@@ -122,8 +122,8 @@ class SteadyConsumer(RefusingConsumer):
 
     def shutdown(self) -> None:
         """Let what ended with the pool be stored and acknowledged, then close the connection."""
+        self.controller.intake.finish()
         if not state.should_terminate:
-            self.controller.intake.recorder.finish()
             # Acknowledgements are calls for a next turn, which this event loop won't have.
             _run_ready_callbacks(self.hub)
         super().shutdown()

@@ -100,7 +100,8 @@ class WorkerSettings(ClientSettings):
     grace_s: float = Field(
         30.0,
         gt=0,
-        description="Seconds a shutdown may take; batches may run for all of them but the last 5.",
+        description="Seconds a shutdown may take; batches may run for all of them but the last 5 "
+        "(half of it if it is short).",
     )
     max_deliveries: int = Field(
         5, ge=1, description="Deliveries after which a job that was never settled is PoisonJob."

@@ -18,6 +18,8 @@ key (global_keyprefix before)  type    content                                  
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
@@ -27,7 +29,7 @@ from celery.utils.log import get_logger
 
 from golem_tasks._dead import Keys
 from golem_tasks._redis import FAILED, broker_server
-from worker.recording import Recorder
+from worker.recording import RETRY_S, Recorder
 from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
 
@@ -54,12 +56,19 @@ class Trials:
         self._recorder = recorder
         self.beginning = False
         """Whether a trial is about to begin: none other may, and a process is kept for it."""
+        self._refused_s = -math.inf
+        """When it couldn't be noted, in monotonic seconds."""
         self._noted = Keys.of(settings.global_keyprefix).tried
 
     @cached_property
     def _client(self) -> Any:
         # Made when the first job comes so far; most workers never see one.
         return redis.Redis(connection_pool=broker_server(self._settings).pool())
+
+    @property
+    def paused(self) -> bool:
+        """Whether none may begin, since it couldn't be noted a moment ago."""
+        return time.monotonic() - self._refused_s < RETRY_S
 
     def due(self, deliveries: int) -> bool:
         """Whether a job with so many deliveries runs alone, on trial."""
@@ -77,17 +86,22 @@ class Trials:
         else:
             then(deliveries > allowed)
 
-    def begin(self, request: BatchedRequest, then: Callable[[], None]) -> None:
-        """Note that the trial of a job begins; call `then` when it may, not before it is noted."""
+    def begin(self, request: BatchedRequest, then: Callable[[bool], None]) -> None:
+        """Note that the trial of a job begins; call `then` with whether it may: whether it is.
+
+        Where Redis refuses it nothing else waits: the job's trial comes again after a pause.
+        """
         self.beginning = True
 
-        def begun(_: Any) -> None:
+        def begun(noted: Any) -> None:
             self.beginning = False
-            then()
+            if not noted:
+                self._refused_s = time.monotonic()
+            then(bool(noted))
 
-        key = self._noted + request.message.delivery_tag
-        note = partial(self._client.set, key, "1", ex=TTL_S)
-        self._recorder.put(request.id, note, begun, [request])
+        self._recorder.put(
+            request.id, partial(self._note, request.message.delivery_tag), begun, [request]
+        )
 
     def end(self, request: BatchedRequest) -> None:
         """Note that the trial of a job has ended, however it did: its worker lives."""
@@ -100,6 +114,14 @@ class Trials:
         except FAILED as exc:
             logger.warning("Whether a job was tried can't be asked now: %s", exc)
             return False
+
+    def _note(self, tag: str) -> bool:
+        try:
+            self._client.set(self._noted + tag, "1", ex=TTL_S)
+        except FAILED as exc:
+            logger.warning("The trial of a job can't be noted and begins later: %s", exc)
+            return False
+        return True
 
     def _forget(self, tag: str) -> None:
         try:

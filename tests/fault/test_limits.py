@@ -35,11 +35,11 @@ def test_1_an_endless_loop_without_any_time_limit_among_63_good_ones(
     """
     texts = numbered(63)
     *good, bad = send_all(app, [*texts, "hang"])
-    with FakeWorker(tmp_path, alone, GOLEM_JOB_TIMEOUT_S="1.5") as worker:
+    with FakeWorker(tmp_path, alone, GOLEM_JOB_TIMEOUT_S="4") as worker:
         check(good, texts)
-        with pytest.raises(JobTimeout, match=r"1\.5 s") as caught:
+        with pytest.raises(JobTimeout, match=r" 4 s") as caught:
             bad.get(timeout=120)
-        assert caught.value.limit_s == 1.5
+        assert caught.value.limit_s == 4
         check(send_all(app, ["afterwards"]), ["afterwards"])
         assert worker.runs == dict.fromkeys([*texts, "afterwards"], 1)
     assert nothing_held(alone)
@@ -56,7 +56,7 @@ def test_2_answers_that_wait_for_redis_longer_than_a_job_may_take(
     """
     go = tmp_path / "go"
     texts = [*numbered(20), f"until:{go}"]
-    settings = {"GOLEM_JOB_TIMEOUT_S": "4", "GOLEM_SOCKET_TIMEOUT_S": "1"}
+    settings = {"GOLEM_JOB_TIMEOUT_S": "10", "GOLEM_SOCKET_TIMEOUT_S": "1"}
     with EmbeddedServer(appendonly=True) as backend:
         app = Celery(broker=alone.url, backend=backend.url, set_as_current=False)
         ids = [result.id for result in send_all(app, texts)]
@@ -65,7 +65,7 @@ def test_2_answers_that_wait_for_redis_longer_than_a_job_may_take(
             wait_until(lambda: len(jobs_of(app, "active")) == 21, "the batch to run")
             with hung(backend.pid):
                 go.touch()
-                let_pass(6)
+                let_pass(12)
             later = Celery(broker=alone.url, backend=backend.url, set_as_current=False)
             check([AsyncResult(task_id, app=later) for task_id in ids], texts)
             assert worker.runs == dict.fromkeys(texts, 1)
