@@ -14,7 +14,7 @@ from benchmarks.engines import Run, expected, fingerprint, noop, read_runs, simu
 from benchmarks.growth import spread
 from benchmarks.latency import Answer, arrivals, figures
 from benchmarks.ledger import extra_runs, settle
-from benchmarks.procfs import Usage, usage
+from benchmarks.procfs import Usage, pss_mib, usage
 from benchmarks.report import Figure, Report, percentile, ratio, significant, summarise
 from benchmarks.resets import schedule
 from benchmarks.soak_figures import Sample, flatness
@@ -230,3 +230,11 @@ def test_a_process_is_measured_and_one_that_is_gone_counts_as_nothing() -> None:
     assert mine.peak_rss_mib >= mine.rss_mib - 1
     assert mine.fds > 2
     assert usage(2**22 + 1) == Usage(0.0, 0.0, 0.0, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+def test_memory_that_processes_share_counts_once() -> None:
+    """A proportional share is no more than what is resident; what is gone has none."""
+    mine = pss_mib(os.getpid())
+    assert 1 < mine <= usage(os.getpid()).rss_mib + 1
+    assert pss_mib(2**22 + 1) == 0
