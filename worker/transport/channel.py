@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from operator import methodcaller
 from queue import Empty
 from time import monotonic
@@ -28,6 +28,7 @@ from worker.transport.fetcher import CONNECTION_LOST, Fetcher, ServerRefusesErro
 from worker.transport.keys import LEASES_TTL_S
 from worker.transport.messages import Fetched, Message, Room, Window
 from worker.transport.qos import QoS
+from worker.transport.unfit import Unfit
 
 __all__ = ["Channel", "SentinelChannel"]
 
@@ -61,6 +62,7 @@ class Channel(CommandChannel):
         self._queue_of: dict[str | None, str] = {}
         self._unacknowledged: set[str] = set()
         self._backlog: deque[Message] = deque()
+        self._unfit = Unfit(self)
         self._stock_only: bool | None = None  # not known yet
         self._ask_set = False  # whether a timer for the next question is running
         self._passed_over_bulk = False  # whether the latest fetch did
@@ -243,19 +245,19 @@ class Channel(CommandChannel):
     # Delivering
 
     def _take_in(self, fetched: Fetched) -> None:
+        unfit = []
         if fetched.buried:
             logger.error(
                 "%d messages in the queue were no Celery messages; they are in %s now",
                 len(fetched.buried), self.keys.dead,
             )  # fmt: skip
-        # Those the server has buried already are only told of.
-        unfit: list[Any] = [(unread(raw, _UNREADABLE), bool) for raw in fetched.buried]
         for tag, raw, source, deliveries in fetched.deliveries:
+            if tag in self._unfit:
+                continue  # back after its lease, and still to be buried
             try:
                 message = read(raw, self, self.max_message_bytes)
             except UnfitError as exc:
-                logger.error("Message %s is refused: %s; it goes to %s", tag, exc, self.keys.dead)  # noqa: TRY400 - the reason is enough
-                unfit.append((exc, partial(self.qos.bury, [(tag, raw)])))
+                unfit.append((exc, tag, raw))
                 continue
             message.delivery_tag = tag
             message.deliveries = deliveries
@@ -264,8 +266,10 @@ class Channel(CommandChannel):
             self.qos.hold(message)
             self._backlog.append(message)
         # Last, since it may fail: then they come again after their lease.
-        for reason, bury in unfit:
-            self.connection.tell(reason, bury)
+        for raw in fetched.buried:
+            self.connection.tell(unread(raw, _UNREADABLE), bool)  # buried by the server
+        for reason, tag, raw in unfit:
+            self._unfit.refuse(reason, tag, raw)
 
     def deliver_backlog(self) -> bool:
         """Hand out what was fetched; what a consumer's exception leaves is handed out next time."""

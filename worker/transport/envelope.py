@@ -16,10 +16,10 @@ from typing import Any
 
 from kombu import compression
 
-from worker.transport.glimpse import END_BYTES, glimpse
+from worker.transport.glimpse import END_BYTES, ends, glimpse
 from worker.transport.messages import load
 
-__all__ = ["MAX_MESSAGE_BYTES", "UnfitError", "check", "most_bytes", "read", "unread"]
+__all__ = ["MAX_MESSAGE_BYTES", "UnfitError", "check", "kept", "most_bytes", "read", "unread"]
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Most bytes of a decompressed body where the transport options say nothing."""
@@ -73,6 +73,11 @@ def read(raw: bytes, channel: Any, max_bytes: int) -> Any:
 def most_bytes(max_bytes: int) -> int:
     """Bytes of a message that is decoded at all: its body in base64, and room for its headers."""
     return 2 * (max_bytes + END_BYTES)
+
+
+def kept(raw: bytes, max_bytes: int) -> bytes:
+    """What is kept of a message that is refused: of one too large to be decoded both ends."""
+    return ends(raw) if len(raw) > most_bytes(max_bytes) else raw
 
 
 def unread(raw: bytes, reason: str) -> UnfitError:

@@ -26,7 +26,7 @@
 --
 -- KEYS[1] unacked  [2] unacked_index  [3] golem:fetch:<channel>  [4] golem:dead:envelopes
 -- KEYS[5] golem:leases  [6...] the lists to pop from, in order of precedence
--- ARGV[1] most messages  [2] bytes after which to stop  [3] TTL of KEYS[3], s
+-- ARGV[1] most messages, unreadable ones too  [2] bytes after which to stop  [3] TTL of KEYS[3], s
 -- ARGV[4] prefix of the delivery counts  [5] their TTL, s  [6] entries KEYS[4] keeps
 -- ARGV[7] the lease, s  [8] TTL of KEYS[5], s  [9] bytes of JSON decoded at most
 -- ARGV[10] bytes told of either end of an unreadable message
@@ -34,6 +34,7 @@
 -- messages), popped (how many from each list), again (tag -> delivery count where that isn't 1).
 -- Of an unreadable message both ends come back: they may name its job.
 
+local UNREADABLE_BYTES = 64  -- an unreadable message counts for at least so many: telling isn't free
 local CHUNK = 32  -- messages looked at in one go; bounds what is copied beyond the byte limit
 
 if redis.call('LINDEX', KEYS[3], 0) == '' then
@@ -105,7 +106,7 @@ local function take(list, wanted)
     if bytes <= 0 then break end
     local raw = found[i]
     local tag, exchange, key, redelivered = envelope(raw)
-    seen, bytes = seen + 1, bytes - #raw
+    seen, bytes = seen + 1, bytes - (tag and #raw or math.max(#raw, UNREADABLE_BYTES))
     if tag then
       taken = taken + 1
       records[#records + 1] = tag
@@ -133,7 +134,7 @@ for k = 6, #KEYS do
   while room > 0 and bytes > 0 do
     local wanted = math.min(room, CHUNK)
     local seen, taken = take(KEYS[k], wanted)
-    from_list, room = from_list + taken, room - taken
+    from_list, room = from_list + taken, room - seen
     if seen < wanted then break end
   end
   popped[#popped + 1] = from_list

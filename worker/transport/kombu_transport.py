@@ -80,8 +80,12 @@ class Transport(stock.Transport):
         if self._loop is None:
             qos.flush()
 
-    def tell(self, unfit: UnfitError, bury: Callable[[], Any]) -> None:
-        """Tell the worker of a message no consumer will see; it has it buried when that is safe."""
+    def tell(self, unfit: UnfitError, bury: Callable[[], Any]) -> bool:
+        """Tell the worker of a message no consumer will see; it has it buried when that is safe.
+
+        Returns:
+            whether it could be told.
+        """
         try:
             if self.unfit is None:
                 bury()
@@ -91,6 +95,8 @@ class Transport(stock.Transport):
             logger.warning(
                 "Of that message nobody can be told before its lease ends: %s", type(exc).__name__
             )
+            return False
+        return True
 
     def lost(self, qos: QoS, tags: set[str]) -> None:
         """Another worker has these messages by now. Any thread may call it."""

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 from kombu.log import get_logger
 from redis.exceptions import LockError, RedisError, ResponseError
 
-from worker.transport.envelope import most_bytes
-from worker.transport.glimpse import ends
 from worker.transport.keys import DEAD_ENTRIES, DELIVERIES_TTL_S
 from worker.transport.leases import Silence
 from worker.transport.messages import Message, put_back
@@ -62,12 +60,8 @@ class Restorer:
             )
 
     def bury(self, items: Sequence[tuple[str, bytes]]) -> None:
-        """Move messages, given by tag and text, to the dead letters; of a giant both ends."""
-        most = most_bytes(self._channel.max_message_bytes)
-        self._restore(
-            [_Item(tag, ends(raw) if len(raw) > most else raw, []) for tag, raw in items],
-            to_head=True,
-        )
+        """Move messages, given by tag and what is kept of their text, to the dead letters."""
+        self._restore([_Item(tag, raw, []) for tag, raw in items], to_head=True)
 
     def sweep(self, silence: Silence, limit: int | None = None) -> None:
         """Restore messages whose holders are gone, unless another worker is doing it now."""

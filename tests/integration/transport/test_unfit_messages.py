@@ -17,6 +17,7 @@ from tests.support.consuming import (
     remaining,
 )
 from tests.support.waiting import wait_until
+from worker.transport import Room
 from worker.transport.keys import DEAD_ENTRIES
 
 
@@ -108,6 +109,53 @@ def test_a_message_nobody_could_be_told_of_comes_again(
     assert told == [("x", "its body can't be decompressed")] * 2
     assert client.llen("golem:dead:envelopes") == 1
     assert not client.exists("golem", "unacked", "unacked_index")
+
+
+def test_what_waits_to_be_buried_is_told_of_once_and_kept_by_its_ends(
+    server: EmbeddedServer, client: redis.Redis
+) -> None:
+    """However often its lease ends meanwhile, and though the connection has gone by then."""
+    told: list[Any] = []
+    giant = "x" * 300_000
+    with Consuming(server.url, options={"max_message_bytes": 1_000}) as consuming:
+        consuming.transport.unfit = lambda payload, _, bury: told.append((payload, bury))
+        with kombu.Connection(server.url) as connection:
+            headers = {"id": "x", "task": "t"}
+            connection.Producer().publish(giant, routing_key="golem", headers=headers)
+        consuming.turn_until(lambda: told, "the worker to be told")
+        for number in (1, 2):
+            client.zadd("unacked_index", dict.fromkeys(client.hkeys("unacked"), 1))
+            consuming.qos.restore_visible()
+            publish(server, [number])  # behind the giant, which is here again by then
+            assert consuming.take(number) == list(range(1, number + 1))
+            consuming.ack_all()
+        [(payload, bury)] = told
+        assert payload["headers"]["id"] == "x"
+        tag, raw = bury.args
+        assert len(raw) < 100_000
+        assert tag in consuming.channel._unfit
+        bury()
+        assert tag not in consuming.channel._unfit
+        assert client.lrange("golem:dead:envelopes", 0, -1) == [raw]
+    bury()  # of a connection that is gone by now
+    assert remaining(client) == {"golem:dead:envelopes"}
+    assert client.llen("golem:dead:envelopes") == 1
+
+
+@pytest.mark.parametrize("room", [Room(10), Room(1_000, bytes=640)])
+def test_unreadable_messages_take_room(
+    server: EmbeddedServer, client: redis.Redis, caplog: pytest.LogCaptureFixture, room: Room
+) -> None:
+    """A flood of them comes in as small portions as any; what is behind them is delivered."""
+    client.lpush("golem", *[b"{"] * 100)
+    publish(server, [1])
+    with Consuming(server.url, room=lambda: room) as consuming:
+        assert consuming.take(1) == [1]
+        consuming.ack_all()
+    told = [each.args for each in caplog.records if "no Celery messages" in each.getMessage()]
+    counts = [each[0] for each in told if isinstance(each, tuple)]
+    assert sum(int(str(count)) for count in counts) == 100
+    assert max(int(str(count)) for count in counts) <= 10
 
 
 def test_refusing_a_message_needs_no_memory() -> None:
