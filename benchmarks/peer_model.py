@@ -84,7 +84,7 @@ def make_app(name: str) -> Celery:
         task_reject_on_worker_lost=True,
         worker_deduplicate_successful_tasks=True,
         worker_concurrency=1,
-        worker_prefetch_multiplier=2 * settings.max_rows,
+        worker_prefetch_multiplier=2 * settings.rows,
         worker_proc_alive_timeout=settings.load_timeout_s,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,

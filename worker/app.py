@@ -144,7 +144,7 @@ def _results(settings: WorkerSettings) -> dict[str, Any]:
 
 def _delivery(settings: WorkerSettings) -> dict[str, Any]:
     # The stock transport knows no window: a dispatch in flight and the next one buffered.
-    prefetch = 2 * settings.max_rows if settings.transport == "stock" else 0
+    prefetch = 2 * settings.rows if settings.transport == "stock" else 0
     return {
         "task_acks_late": True,  # a job of a dead worker is delivered again instead of lost
         "task_reject_on_worker_lost": True,

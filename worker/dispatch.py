@@ -8,6 +8,7 @@ this one is leaving. Only `Settlement` decides which, and only what it calls ack
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -86,6 +87,7 @@ class Dispatch:
         self._patience_s = patience_s
         self._settlement = settlement
         self._on_end = on_end
+        self.started_s = time.monotonic()
         self._result: Any = None
         self._pid = 0
 

@@ -26,6 +26,7 @@ from worker.batcher import Batcher, Lane, Size, Waiting
 from worker.dispatch import Dispatch, Settlement
 from worker.measuring import limits, waiting
 from worker.origin import origin
+from worker.pace import Pace
 from worker.patience import patience_s
 from worker.processes import check_pool
 from worker.recording import RETRY_S, Recorder
@@ -67,6 +68,8 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         self._others: Callable[[Any], Any] | None = None
         self._wake_at_s = 0.0
         self._rows_per_job = 1.0
+        rows = self.settings.max_rows
+        self._pace = Pace(None if rows == "auto" else rows)
 
     def create(self, worker: Any) -> None:
         """Take the place of Celery's hand-over to the pool.
@@ -188,7 +191,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         """Messages that make up, with what is held, a dispatch for every process."""
         # What is about to be failed takes room as well, or a flood of it would fill the memory.
         ending = self.recorder.unfinished + self._notes.unfinished
-        rows = self.ready * self.settings.max_rows - held.rows - ending
+        rows = self.ready * self.batcher.limits.max_rows - held.rows - ending
         tokens = self.ready * self.settings.max_dispatch_tokens - held.tokens
         return math.ceil(rows / self._rows_per_job) if rows > 0 and tokens > 0 else 0
 
@@ -304,6 +307,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         self.dispatches.discard(dispatch)
         if dispatch.figures is not None:
             self.tally.ended(len(dispatch.jobs), dispatch.figures)
+            self._pace.ended(dispatch.figures.texts, time.monotonic() - dispatch.started_s)
+            if self._pace.rows != self.batcher.limits.max_rows:
+                self.batcher.limits = replace(self.batcher.limits, max_rows=self._pace.rows)
         if dispatch.jobs[0].trial:
             self.trials.end(dispatch.jobs[0].request)
         self.pump()

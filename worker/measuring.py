@@ -28,7 +28,7 @@ _DAY_S = 86_400
 def limits(settings: WorkerSettings) -> BatchLimits:
     """What a dispatch and its wait may be, by these settings."""
     return BatchLimits(
-        max_rows=settings.max_rows,
+        max_rows=settings.rows,
         max_tokens=settings.max_dispatch_tokens,
         linger_s=settings.linger_ms / 1000,
         max_age_s=settings.max_age_ms / 1000,

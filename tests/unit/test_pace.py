@@ -1,0 +1,51 @@
+"""How many texts a full dispatch has."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.pace import FULL_S, LEAST_ROWS, MOST_ROWS, Pace
+
+SPEEDS = st.floats(1.0, 1e6)  # texts a second
+
+
+def after(pace: Pace, rows_per_s: float, *, dispatches: int) -> int:
+    """The rows once a process has answered so many full dispatches at this speed."""
+    for _ in range(dispatches):
+        pace.ended(pace.rows, pace.rows / rows_per_s)
+    return pace.rows
+
+
+@given(st.integers(1, 4096), SPEEDS)
+def test_what_is_set_stays(fixed: int, rows_per_s: float) -> None:
+    """However fast the processes are."""
+    assert after(Pace(fixed), rows_per_s, dispatches=20) == fixed
+
+
+@given(SPEEDS)
+def test_a_full_dispatch_takes_a_quarter_of_a_second_within_the_bounds(rows_per_s: float) -> None:
+    """A slow process keeps the least, a fast one gets the most, those between what fits."""
+    fitting = int(rows_per_s * FULL_S)
+    found = after(Pace(None), rows_per_s, dispatches=3)
+    assert abs(found - max(LEAST_ROWS, min(MOST_ROWS, fitting))) <= 1
+
+
+@given(SPEEDS, SPEEDS)
+def test_it_follows_when_texts_grow_longer_or_shorter(before: float, now: float) -> None:
+    """Step by step towards the new speed, and there in the end."""
+    pace = Pace(None)
+    rows = [after(pace, before, dispatches=3)]
+    rows += [after(pace, now, dispatches=1) for _ in range(100)]
+    assert all(a <= b for a, b in pairwise(rows)) or all(a >= b for a, b in pairwise(rows))
+    assert abs(rows[-1] - max(LEAST_ROWS, min(MOST_ROWS, int(now * FULL_S)))) <= 1
+
+
+@given(st.integers(0, LEAST_ROWS // 2 - 1), st.floats(0, 10))
+def test_a_small_dispatch_says_nothing(rows: int, took_s: float) -> None:
+    """A lone job takes milliseconds whatever the model does."""
+    pace = Pace(None)
+    after(pace, 3000.0, dispatches=3)
+    before = pace.rows
+    pace.ended(rows, took_s)
+    assert pace.rows == before
