@@ -8,6 +8,7 @@ from benchmarks.contenders import GOLEM
 from benchmarks.faults import Fault, plan_faults
 from benchmarks.promises import broken
 from benchmarks.soaking import Plan, Soak
+from worker.pace import MOST_ROWS
 
 PLAN = Plan(
     seconds=9.0,
@@ -18,7 +19,6 @@ PLAN = Plan(
     workers=2,
     lease_s=10,
 )
-MAX_ROWS = 256
 
 
 def test_one_fault_of_each_kind_loses_nothing_and_blames_only_poison(tmp_path: Path) -> None:
@@ -35,4 +35,4 @@ def test_one_fault_of_each_kind_loses_nothing_and_blames_only_poison(tmp_path: P
     said = [each for each in broken(outcome) if "ran again" not in each]
     assert said == [], logs[-8000:]
     assert outcome.ledger.right == outcome.ledger.submitted > 500
-    assert outcome.ledger.duplicates <= outcome.kills * MAX_ROWS
+    assert outcome.ledger.duplicates <= outcome.kills * MOST_ROWS

@@ -35,6 +35,7 @@ from tests.support.answers import Answerer, Answers, messages, prediction
 from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import FakeWorker
 from tests.support.waiting import wait_until
+from worker.pace import MOST_ROWS
 
 MANY = 20_000
 MOST_KIB = 20 * 1024
@@ -285,7 +286,8 @@ def test_all_jobs_in_flight_are_cancelled_at_once(
         assert golem.submit("after").result(60).label == expected_label("after")
         assert labels(bulk.results()) == ["JobRevoked"] * len(texts)
     assert worker.alive
-    assert sum(worker.runs[text] for text in texts) <= 256  # those in the model at that moment
+    # Those in the model at that moment, at most.
+    assert sum(worker.runs[text] for text in texts) <= MOST_ROWS
 
 
 async def test_cancelling_many_asks_no_job_twice(
