@@ -35,7 +35,7 @@ from worker.runner import Runner, TracerClock
 from worker.settings import WorkerSettings
 from worker.sparing import spare_processes
 
-__all__ = ["COLLECT_AFTER", "set_environment", "start"]
+__all__ = ["COLLECT_AFTER", "CPU_ENVIRONMENT", "set_environment", "start"]
 
 logger = get_logger(__name__)
 
@@ -44,7 +44,7 @@ _OF_THE_WORKER_EXTRA = ("huggingface_hub", "numpy", "safetensors", "torch", "tra
 COLLECT_AFTER = 20_000
 """Containers made between two garbage collections, some hundred jobs' worth; Python has 700."""
 
-_CPU_ENVIRONMENT = {
+CPU_ENVIRONMENT = {
     # A CPU worker shares its cores with its parent, Redis and producers, and threads that spin at a
     # barrier then keep out the one they wait for: on two busy cores the demo answered 42 to 138
     # texts/s with OpenMP's default, 240 to 313 with this.
@@ -59,7 +59,7 @@ _CPU_ENVIRONMENT = {
 
 def set_environment() -> None:
     """Set what torch reads when it is loaded, unless the operator has."""
-    for name, value in _CPU_ENVIRONMENT.items():
+    for name, value in CPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 

@@ -23,7 +23,7 @@ from celery.worker import state
 
 from golem_tasks.errors import ConfigurationError, InvalidJob, PoisonJob
 from worker.batcher import Batcher, Lane, Size, Waiting
-from worker.dispatch import Dispatch, Settlement
+from worker.dispatch import Dispatch
 from worker.measuring import limits, waiting
 from worker.origin import origin
 from worker.pace import Pace
@@ -33,6 +33,7 @@ from worker.recording import RETRY_S, Recorder
 from worker.requests import BatchedRequest
 from worker.returning import Returning
 from worker.settings import WorkerSettings
+from worker.settlement import Settlement
 from worker.tally import Tally
 from worker.transport import Room
 from worker.trials import Trials
