@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +26,7 @@ _LABEL_CHARS = 12
 _SHOWN_LABELS = 20
 
 
-class Report:
+class Report(ABC):
     """Where outcomes go; the two kinds differ in what they do with them."""
 
     def __init__(self) -> None:
@@ -33,14 +34,15 @@ class Report:
         self._noticed_s = -_NOTICE_EVERY_S
 
     @property
+    @abstractmethod
     def tally(self) -> Tally:
         """What has come out so far."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, outcomes: Sequence[Outcome]) -> None:
         """Take some more, in order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> None:
         """Say how it went; every line is done."""
 
@@ -54,7 +56,7 @@ class Report:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
+    def __exit__(  # noqa: B027 - one that draws no bar has nothing to close
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
