@@ -52,7 +52,7 @@ def test_a_fetch_reply_tells_which_list_each_message_came_from(
     }
     unreadable = [b"{"] * buried
     raws = [delivery.raw for delivery in expected] + unreadable
-    fetched = parse_fetch([b"12.5", json.dumps(facts).encode(), *raws], lists)
+    fetched = parse_fetch([b"12.5", json.dumps(facts).encode(), *raws], lists, 0.5)
     assert fetched.leased_until == "12.5"
     assert fetched.deliveries == expected
     assert fetched.buried == unreadable
@@ -60,7 +60,7 @@ def test_a_fetch_reply_tells_which_list_each_message_came_from(
 
 def test_a_fenced_fetch_has_no_messages() -> None:
     """The short reply of a fetch that came too late is an empty one."""
-    assert parse_fetch([b"0", b"{}"], ["golem"]).deliveries == []
+    assert parse_fetch([b"0", b"{}"], ["golem"], 0.0).deliveries == []
 
 
 @given(

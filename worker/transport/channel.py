@@ -26,6 +26,7 @@ from worker.transport.commands import CommandChannel
 from worker.transport.envelope import MAX_MESSAGE_BYTES, UnfitError, most_bytes, read, unread
 from worker.transport.fetcher import CONNECTION_LOST, Fetcher, ServerRefusesError, is_refusal
 from worker.transport.keys import LEASES_TTL_S
+from worker.transport.leases import RENEWALS_PER_LEASE
 from worker.transport.messages import Fetched, Message, Room, Window
 from worker.transport.qos import QoS
 from worker.transport.unfit import Unfit
@@ -265,6 +266,9 @@ class Channel(CommandChannel):
             message.leased_until = fetched.leased_until
             self.qos.hold(message)
             self._backlog.append(message)
+        if self._backlog and fetched.age_s > self.lease_s / RENEWALS_PER_LEASE:
+            taken = self.qos.confirm(self._backlog)
+            self._backlog = deque(m for m in self._backlog if m.delivery_tag not in taken)
         # Last, since it may fail: then they come again after their lease.
         for raw in fetched.buried:
             self.connection.tell(unread(raw, _UNREADABLE), bool)  # buried by the server

@@ -240,7 +240,7 @@ class Fetcher:
             self._loaded = True
         elif expected is Expect.FETCH:
             self._complaint = ""
-            fetched = parse_fetch(reply, self._lists)
+            fetched = parse_fetch(reply, self._lists, monotonic() - self._sent_at_s)
             if fetched.deliveries:
                 self._pause_s = POLL_S[0]
                 self._noted = True

@@ -117,14 +117,16 @@ class Fetched:
     deliveries: list[Delivery]
     buried: list[bytes]
     """Both ends of each unreadable message, which went to the dead-letter list instead."""
+    age_s: float
+    """Seconds since the fetch was sent: at most so much of the leases is over."""
 
 
-def parse_fetch(reply: Sequence[bytes], lists: Sequence[str]) -> Fetched:
-    """Read the reply of fetch.lua, called with these lists."""
+def parse_fetch(reply: Sequence[bytes], lists: Sequence[str], age_s: float) -> Fetched:
+    """Read the reply of fetch.lua, called with these lists so many seconds ago."""
     leased_until, facts, *raws = reply
     told: dict[str, Any] = json.loads(facts)
     if not raws:
-        return Fetched(leased_until.decode(), [], [])
+        return Fetched(leased_until.decode(), [], [], age_s)
     buried = raws[len(told["tags"]) :]
     again: dict[str, int] = told["again"]
     sources = [
@@ -134,7 +136,7 @@ def parse_fetch(reply: Sequence[bytes], lists: Sequence[str]) -> Fetched:
         Delivery(tag, raw, source, again.get(tag, 1))
         for tag, raw, source in zip(told["tags"], raws[: len(told["tags"])], sources, strict=True)
     ]
-    return Fetched(leased_until.decode(), deliveries, buried)
+    return Fetched(leased_until.decode(), deliveries, buried, age_s)
 
 
 def load(raw: bytes) -> Any:

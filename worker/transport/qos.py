@@ -216,6 +216,20 @@ class QoS(stock.QoS):
         if lost := self.leases.renew(self._held()):
             self.channel.connection.lost(self, lost)
 
+    def confirm(self, fetched: Iterable[Message]) -> set[str]:
+        """Begin the leases of messages anew that were long on their way, as to a stopped process.
+
+        Returns:
+            Tags of those another worker has by now, which are forgotten.
+        """
+        try:
+            taken = self.leases.renew({message.delivery_tag: message for message in fetched})
+        except (*CONNECTION_LOST, ResponseError) as exc:
+            logger.debug("Leases of late messages are renewed later: %s", exc)
+            return set()
+        self.disown(taken)
+        return taken
+
     def _held(self) -> dict[str, Message]:
         while True:
             try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
+from queue import Empty
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from tests.support.consuming import (
     OPTIONS,
     Consuming,
     end_leases,
+    numbers,
     publish,
     remaining,
     stock_channel,
@@ -78,6 +81,38 @@ def test_one_whose_message_was_taken_over_lets_it_go(
         assert not client.hexists("unacked", kept)
         assert other.take(2) == [1, 2]
         other.ack_all()
+    assert client.hlen("unacked") == 0
+
+
+@pytest.mark.parametrize("taken_over", [True, False])
+def test_a_fetch_read_after_its_leases_have_ended(
+    server: EmbeddedServer, client: redis.Redis, taken_over: bool
+) -> None:
+    """A process stopped between fetch and reply takes what is still its own, and nothing else."""
+    options = {"lease_s": 1, "unacked_restore_interval": 100}
+    with (
+        Consuming(server.url, consume=False) as other,
+        Consuming(server.url, options=options) as consuming,
+    ):
+        fetcher = consuming.channel.fetcher
+        consuming.turn_until(lambda: fetcher.engaged and not fetcher.owed, "it to be idle")
+        publish(server, [1, 2])
+        with suppress(Empty):
+            consuming.channel._brpop_read()  # is told of them
+        consuming.channel._brpop_start()
+        tags = set(wait_until(lambda: client.hkeys("unacked"), "the fetch"))
+        wait_until(lambda: all(over(client, tag) for tag in tags), "the leases to end")
+        if taken_over:
+            other.qos.restore_visible(interval=1)
+            other.consumer.consume()
+            assert sorted(other.take(2)) == [1, 2]
+        consuming.turn_until(lambda: not fetcher.fetching, "the reply")
+        assert numbers(consuming.got) == ([] if taken_over else [1, 2])
+        assert len(consuming.qos._delivered) == len(consuming.got)
+        assert set(client.hkeys("unacked")) == tags
+        assert not any(over(client, tag) for tag in tags)
+        other.ack_all()
+        consuming.ack_all()
     assert client.hlen("unacked") == 0
 
 
