@@ -4,12 +4,13 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from golem_tasks.embedded import EmbeddedServer
 
-# A busy machine may take any time for an example; a deadline would be a wall-clock assertion.
-settings.register_profile("golem", deadline=None)
+# A busy machine may take any time for an example, and to draw one: either bound would be a
+# wall-clock assertion. (A test that suppresses another check names this one as well.)
+settings.register_profile("golem", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("golem")
 
 # A shell starts a background job with SIGINT ignored, and every process below it inherits that:

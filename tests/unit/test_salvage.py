@@ -36,7 +36,7 @@ def file(folder: Path) -> Path:
     return folder / f"{os.getpid()}.computed"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(records=st.lists(ANSWERS, max_size=3), kept=st.floats(0, 1))
 def test_whatever_a_kill_tears_off_the_rest_is_whole(
     folder: Path, records: list[dict[str, Any]], kept: float
@@ -57,7 +57,7 @@ def test_whatever_a_kill_tears_off_the_rest_is_whole(
 
 
 @given(noise=st.binary(max_size=64))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_a_damaged_file_is_no_answer(folder: Path, noise: bytes) -> None:
     """Behind a whole record, what has no checksum to it is left."""
     computed = Computed()

@@ -65,10 +65,10 @@ def test_without_an_event_loop_it_works_as_well(
 
     with Connection(server.url) as connection:
         with kombu.Consumer(connection, [kombu.Queue("golem")], on_message=on_message):
-            wait_until(lambda: connection.drain_events(timeout=5) or len(got) == 50, "all of them")
+            wait_until(lambda: connection.drain_events(timeout=60) or len(got) == 50, "all of them")
             assert client.hlen("unacked") == 0
             publish(server, [50])
-            wait_until(lambda: connection.drain_events(timeout=5) or len(got) == 51, "one more")
+            wait_until(lambda: connection.drain_events(timeout=60) or len(got) == 51, "one more")
         with pytest.raises(TimeoutError):
             connection.drain_events(timeout=0.1)
     assert got == list(range(51))

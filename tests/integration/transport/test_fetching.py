@@ -142,15 +142,17 @@ def test_a_fetch_stops_at_the_window_in_bytes(server: EmbeddedServer, client: re
 @pytest.mark.parametrize("queue", ["golem", "golem.bulk"])
 @pytest.mark.parametrize("priority", [0, 3, 6, 9])
 def test_an_idle_consumer_is_told_of_a_message_in_any_list(
-    server: EmbeddedServer, client: redis.Redis, consuming: Consuming, queue: str, priority: int
+    server: EmbeddedServer, client: redis.Redis, queue: str, priority: int
 ) -> None:
     """The server's push, not the question repeated each second, brings the message."""
-    consuming.turn_until(lambda: consuming.channel.fetcher._armed, "the consumer to wait")
-    consuming.channel.fetcher._sent_at_s += 3_600  # the next repetition is an hour away
-    client.config_resetstat()
-    publish(server, [1], queue, priority=priority)
-    assert consuming.take(1) == [1]
-    assert commands(client, "evalsha") == 1
+    options = {"unacked_restore_interval": 3_600}  # a sweep is a script as well
+    with Consuming(server.url, options=options) as consuming:
+        consuming.turn_until(lambda: consuming.channel.fetcher._armed, "the consumer to wait")
+        consuming.channel.fetcher._sent_at_s += 3_600  # the next repetition is an hour away
+        client.config_resetstat()
+        publish(server, [1], queue, priority=priority)
+        assert consuming.take(1) == [1]
+        assert commands(client, "evalsha") == 1
 
 
 def test_a_callback_that_raises_costs_only_its_own_message(
