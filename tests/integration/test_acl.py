@@ -19,9 +19,10 @@ from celery import Celery, chain, chord, group
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from golem_tasks import AsyncGolem, Golem, JobRevoked, PoisonJob
+from golem_tasks import AsyncGolem, Golem, Job, JobRevoked, PoisonJob
 from golem_tasks.dead import DeadLetters
 from tests.support.cli import golem as command
+from tests.support.dead_letters import requeue
 from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import FakeWorker, jobs_of
 from tests.support.redis_servers import AclServer, debian_redis
@@ -125,7 +126,7 @@ def test_the_client_for_threads(guarded: AclServer, worker: FakeWorker, go: Path
         again = golem.bulk(jobs.id)
         assert [answer.label for answer in again.results(60)] == labels(TEXTS)
         assert (again.done, again.failed, again.cancel()) == (len(TEXTS), 0, 0)
-        assert golem.submit_many(["never mind"] * 3, bulk=True, countdown_s=60).cancel() == 3
+        assert golem.submit_many(["never mind"] * 3, bulk=True, countdown_s=3600).cancel() == 3
         assert again.forget() == len(jobs)
         assert golem.submit("with room", max_backlog=100).result(60)
         wait_until(lambda: golem.backlog().workers, "the worker to tell of itself")
@@ -189,7 +190,8 @@ def test_an_operator_looks_and_revokes(
         held = golem.submit(f"until:{go}")
         wait_until(lambda: jobs_of(operator, "active"), "the worker to take it")
         waiting = golem.submit("waits")
-        operator.control.revoke([waiting.id])
+        asked = {"destination": ["w1@test"], "reply": True, "timeout": 10}
+        wait_until(lambda: operator.control.revoke([waiting.id], **asked), "the worker's consent")
         go.touch()
         held.result(60)
         with pytest.raises(JobRevoked):
@@ -211,17 +213,26 @@ def test_an_operator_looks_and_revokes(
     assert not refused(guarded)
 
 
+def recorded(admin: redis.Redis, jobs: Sequence[Job[Any]]) -> int:
+    """How many of these jobs are recorded as held by a worker."""
+    held = b" ".join(admin.hvals("unacked"))
+    return sum(job.id.encode() in held for job in jobs)
+
+
 def test_a_worker_keeps_what_it_holds_over_a_lost_connection(
-    guarded: AclServer, worker: FakeWorker, go: Path
+    guarded: AclServer, setup: tuple[str, str], worker: FakeWorker, go: Path
 ) -> None:
     """Taking its messages over to a new connection is a worker's work."""
     with Golem(guarded.url_of("producer")) as golem, guarded.client() as admin:
         jobs = [golem.submit(f"until:{go}"), *golem.submit_many(TEXTS)]
-        wait_until(lambda: admin.hlen("unacked"), "the worker to take jobs")
+        # A message that stock kombu has popped and not recorded yet is lost with its connection:
+        # there, until it holds all that it may, and pops no more.
+        enough = 16 if setup[1] == "stock" else 1
+        wait_until(lambda: recorded(admin, jobs) >= enough, "the worker to take jobs")
         admin.client_kill_filter(_type="normal", skipme=True)
         admin.client_kill_filter(_type="pubsub")
         go.touch()
-        assert [job.result(60).label for job in jobs[1:]] == labels(TEXTS)
+        assert [job.result(120).label for job in jobs[1:]] == labels(TEXTS)
     assert worker.alive
     assert not refused(guarded)
 
@@ -253,8 +264,7 @@ def test_a_worker_restores_what_a_dead_one_held(guarded: AclServer, setup: tuple
                 assert {letter.id for letter in letters.all()} == {poison.id, again.id}
                 assert "more poison" not in letters.message(again.id)  # base64
                 letters.drop(again.id)
-                wait_until(lambda: not admin.hlen("unacked"), "the letter to be acknowledged")
-                letters.requeue(poison.id)
+                requeue(letters, poison.id)
             assert golem.job(poison.id).result(60)
     assert not refused(guarded)
 
@@ -264,9 +274,8 @@ def test_a_worker_gives_back_what_it_leaves(
 ) -> None:
     """SIGTERM puts waiting jobs back into the queue; no refusal stands in its whole log."""
     with Golem(guarded.url_of("producer")) as golem, guarded.client() as admin:
-        golem.submit(f"until:{go}")
-        golem.submit_many(TEXTS)
-        wait_until(lambda: admin.hlen("unacked") > 8, "the worker to buffer a second batch")
+        jobs = [golem.submit(f"until:{go}"), *golem.submit_many(TEXTS)]
+        wait_until(lambda: recorded(admin, jobs) > 8, "the worker to buffer a second batch")
         worker.signal(signal.SIGTERM)
         go.touch()
         assert worker.wait() == 0
@@ -327,6 +336,8 @@ def test_a_role_can_do_nothing_else(guarded: AclServer, user: str) -> None:
     """Each of these commands is refused by name, key or channel, before it has any effect."""
     done = []
     with guarded.client() as admin, guarded.client(user) as client:
+        for key in admin.scan_iter():
+            admin.persist(key)  # or its time might be over in the meantime
         before = admin.dbsize()
         for line in table(user):
             try:

@@ -24,7 +24,7 @@ from golem_tasks import (
 )
 from golem_tasks._redis import broker_server
 from golem_tasks._wire import Envelope
-from golem_tasks.backlog import STATS_TTL_S, WorkerStats
+from golem_tasks.backlog import STATS_TTL_S, Held, WorkerStats
 from golem_tasks.contract import CLASSIFY
 from golem_tasks.embedded import EmbeddedServer
 from golem_tasks.settings import ClientSettings, load
@@ -212,16 +212,15 @@ def test_a_worker_that_leaves_takes_its_figures_along_and_a_dead_one_fades(
 ) -> None:
     """After SIGTERM its field is gone at once; after SIGKILL the key has a TTL of 15 s at most."""
     good, doomed = FakeWorker(tmp_path, server), FakeWorker(tmp_path, server, name="w2")
-    with good, doomed:
+    with good, doomed, server.client() as client:
         once(golem, lambda b: len(b.workers) == 2, "both workers to speak")
+        assert good.stop() == 0
+        # It waits a second for that; if Redis takes longer, the other one cleans up.
+        wait_until(lambda: client.hkeys(WORKERS) == [b"w2@test"], "its field to go")
         doomed.signal(signal.SIGKILL)
         doomed.wait()
-        assert good.stop() == 0
-        with server.client() as client:
-            fields: dict[bytes, bytes] = client.hgetall(WORKERS)  # type: ignore[assignment]
-            left_s = client.ttl(WORKERS)
-        assert set(fields) == {b"w2@test"}
-        assert 0 < left_s <= STATS_TTL_S  # type: ignore[operator]
+        gone = -2  # Redis's word for a key whose time is over already
+        assert client.ttl(WORKERS) in {gone, *range(STATS_TTL_S + 1)}
 
 
 def test_a_worker_removes_the_figures_of_the_dead(server: EmbeddedServer) -> None:
@@ -233,8 +232,8 @@ def test_a_worker_removes_the_figures_of_the_dead(server: EmbeddedServer) -> Non
         publisher.start()
         publisher.tell(WorkerStats(name="w1", at_s=time.monotonic()))
         wait_until(lambda: client.hkeys(WORKERS) == [b"w1"], "the dead one's field to go")
-        publisher.stop()
-        assert client.exists(WORKERS) == 0
+        publisher.stop()  # which waits for a second
+        wait_until(lambda: client.exists(WORKERS) == 0, "its own field to go")
 
 
 def test_figures_wait_for_nobody_and_the_latest_is_what_is_written(server: EmbeddedServer) -> None:
@@ -250,11 +249,14 @@ def test_figures_wait_for_nobody_and_the_latest_is_what_is_written(server: Embed
                 publisher.tell(WorkerStats(name="w1", at_s=time.monotonic(), answered=number))
         finally:
             os.kill(server.pid, signal.SIGCONT)
-        once(golem, lambda b: b.workers[0].answered == 999, "the last figures")
+        before_s = time.time()
+        last = once(
+            golem, lambda b: any(w.answered == 999 for w in b.workers), "the last figures"
+        ).workers[0]
         # By the server's clock, which on this machine is ours.
-        assert abs(golem.backlog().workers[0].at_s - time.time()) < STATS_TTL_S
-        publisher.stop()
-        assert client.exists(WORKERS) == 0
+        assert before_s - STATS_TTL_S < last.at_s < time.time() + STATS_TTL_S
+        publisher.stop()  # which waits for a second
+        wait_until(lambda: client.exists(WORKERS) == 0, "its field to go")
 
 
 def test_a_server_that_refuses_the_figures_is_complained_of_once(
@@ -353,21 +355,28 @@ def test_what_a_worker_holds_counts_against_the_limit_and_its_speed_makes_the_es
     golem: Golem, server: EmbeddedServer, tmp_path: Path
 ) -> None:
     """Four jobs each twentieth of a second at most: no faster, and the wait follows from it."""
+    texts = [f"text {number}" for number in range(200)]
     with FakeWorker(tmp_path, server, GOLEM_MAX_ROWS="4", FAKE_FORWARD_S="0.05"):
-        texts = [f"text {number}" for number in range(400)]
-        jobs = golem.submit_many(texts)
-        known = once(golem, lambda b: b.jobs_per_s is not None, "its speed to be known")
-        assert known.jobs_per_s is not None
-        assert 0 < known.jobs_per_s <= 4 / 0.05 * 1.2  # an answer may fall into the next beat
-        with pytest.raises(QueueFull) as caught:
-            golem.submit("one more", max_backlog=10)
-        error, now = caught.value, golem.backlog()
-        assert error.wait_s is not None
-        assert now.jobs_per_s is not None
-        assert error.wait_s == pytest.approx(error.backlog / now.jobs_per_s, rel=0.3)
-        assert 10 < error.backlog <= 400
-        for job, text in zip(jobs, texts, strict=True):
+        for job, text in zip(golem.submit_many(texts), texts, strict=True):
             assert job.result(60).label == expected_label(text)
+        with occupied(golem, tmp_path):
+            golem.submit_many(texts)
+            before = once(
+                golem,
+                lambda b: lane(b) == (196, 4, 1) and b.workers[0].answered == 200,
+                "all answers to be counted, and the next dispatch to be buffered",
+            )
+            assert before.jobs_per_s is not None
+            assert 0 < before.jobs_per_s <= 4 / 0.05 * 1.2  # one may fall into the next beat
+            # Nothing ends any more: by its figures the worker gets slower and slower.
+            with pytest.raises(QueueFull) as caught:
+                golem.submit("one more", max_backlog=10)
+            error, after = caught.value, golem.backlog()
+            assert (error.backlog, after.total) == (201, 201)
+            assert error.wait_s is not None
+            assert before.drain_s is not None
+            assert after.drain_s is not None
+            assert before.drain_s <= error.wait_s <= after.drain_s
 
 
 @pytest.mark.usefixtures("worker")
@@ -379,7 +388,11 @@ def test_failures_and_redeliveries_are_told_wherever_they_are_settled(
         # What it told before now may lack the last jobs of other tests.
         now_s, _ = client.time()  # type: ignore[misc]
         told = once(
-            golem, lambda b: any(w.at_s > now_s + 1 for w in b.workers), "the worker to speak"
+            golem,
+            lambda b: any(
+                w.at_s > now_s + 1 and w.interactive == w.bulk == Held() for w in b.workers
+            ),
+            "the worker to speak, with nothing left to count",
         )
         (before,) = told.workers
         failing = [golem.submit("raise:why"), golem.job(deliver_again(golem, client, times=5))]

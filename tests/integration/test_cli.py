@@ -154,7 +154,9 @@ def test_an_interrupted_run_is_gone_on_with_and_repeats_no_line(
     tmp_path: Path, server: EmbeddedServer, number: signal.Signals
 ) -> None:
     """Whatever ends it, the next run answers the rest, and no finished line is computed again."""
+    go = tmp_path / "go"
     texts = [f"text {number}" for number in range(1500)]
+    texts[700] = f"until:{go}"  # it can't come to its end before
     file, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
     file.write_text("\n".join(texts))
     asked = ("classify", "--file", file, "--out", out, "--window", 256)
@@ -164,6 +166,7 @@ def test_an_interrupted_run_is_gone_on_with_and_repeats_no_line(
             wait_until(lambda: whole_lines(out) >= 128, "some answers")
             first.send_signal(number)
             said = first.communicate(timeout=60)[0].decode()
+        go.touch()
         finished = whole_lines(out)
         assert 128 <= finished < len(texts)
         if number is signal.SIGKILL:

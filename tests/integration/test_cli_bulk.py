@@ -197,9 +197,14 @@ def test_a_run_puts_no_more_into_the_queue_than_the_limit(server: EmbeddedServer
 def test_a_queue_that_stays_full_of_others_jobs_ends_a_run(server: EmbeddedServer) -> None:
     """It says that it waits for room, and gives up when its patience is over."""
     said: list[str] = []
+
+    def notice(sentence: str) -> None:
+        said.append(sentence)
+        run._patience_s = 0.0  # it is over as soon as it has been told
+
     with limited(server) as golem:
         golem.submit_many(["one", "two"])
-        run = Bulk(golem, SubmitOptions(bulk=True), patience_s=0.3, notice=said.append)
+        run = Bulk(golem, SubmitOptions(bulk=True), notice=notice)
         with pytest.raises(QueueFull):
             next(run.outcomes(lines(["three"])))
         assert golem.backlog().total == 2

@@ -105,7 +105,13 @@ def test_lanes_workers_and_speed_are_told(server: EmbeddedServer, tmp_path: Path
         for job in client.submit_many([f"text {number}" for number in range(60)]):
             job.result(60)
         client.submit(f"until:{gate}")
-        wait_until(lambda: client.backlog().interactive.in_flight == 1, "a job to be in flight")
+
+        def counted() -> bool:
+            backlog = client.backlog()
+            answered = [worker.answered for worker in backlog.workers]
+            return (answered, backlog.interactive.in_flight) == ([60], 1)
+
+        wait_until(counted, "all answers to be counted, and a job to be in flight")
         client.submit_many(["one", "two"] * 5, bulk=True)
         wait_until(lambda: client.backlog().bulk.reserved == 4, "four jobs to be reserved")
         told = json.loads(golem("queue", "--json", *options).stdout)

@@ -111,7 +111,7 @@ def test_flower_runs_and_its_health_check_passes(server: EmbeddedServer, tmp_pat
     finally:
         assert guard.stdin is not None
         guard.stdin.close()
-        guard.wait(30)
+        guard.wait(60)
     assert not healthy()
 
 

@@ -39,6 +39,11 @@ def demo_in_the_background(
         return start("demo", *arguments, output=output, **{MARK: mark, **env})
 
 
+def loading_for_ever(file: Path) -> dict[str, str]:
+    """Settings under which a demo doesn't come to its end, as long as this file is there."""
+    return {"GOLEM_ENGINE": FAKE, "FAKE_LOAD_WAITS_IF": str(file)}
+
+
 def gone(mark: str) -> None:
     """Nothing of that demo is left."""
     wait_until(lambda: not processes(mark), f"the processes to end: {processes(mark)}")
@@ -79,7 +84,7 @@ def test_a_demo_stopped_while_it_starts_leaves_nothing(
 ) -> None:
     """Server, worker, model process and guards are gone when it ends; there is no traceback."""
     mark, log = str(uuid4()), tmp_path / "log"
-    with demo_in_the_background(mark, log, TMPDIR=str(tmp_path)) as run:
+    with demo_in_the_background(mark, log, TMPDIR=str(tmp_path), **loading_for_ever(log)) as run:
         wait_until(
             lambda: len(processes(mark)) >= SERVER_GUARD_WORKER_CHILD, "the demo's processes"
         )
@@ -94,7 +99,8 @@ def test_a_demo_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     """A kill -9 gives it no chance to clean up; its guards do."""
     mark = str(uuid4())
     # It can't remove its folders either: pytest does that.
-    with demo_in_the_background(mark, tmp_path / "log", TMPDIR=str(tmp_path)) as run:
+    log = tmp_path / "log"
+    with demo_in_the_background(mark, log, TMPDIR=str(tmp_path), **loading_for_ever(log)) as run:
         wait_until(
             lambda: len(processes(mark)) >= SERVER_GUARD_WORKER_CHILD, "the demo's processes"
         )
@@ -108,7 +114,8 @@ def test_ctrl_c_while_answers_arrive_stops_it_cleanly(
 ) -> None:
     """Also a second Ctrl-C, while it stops, changes nothing."""
     mark, log = str(uuid4()), tmp_path / "log"
-    settings = {"GOLEM_ENGINE": FAKE, "FAKE_FORWARD_S": "0.3", "GOLEM_MAX_ROWS": "4"}
+    # Forty sentences, one after the other: not over before it is stopped.
+    settings = {"GOLEM_ENGINE": FAKE, "FAKE_FORWARD_S": "1", "GOLEM_MAX_ROWS": "1"}
     with demo_in_the_background(mark, log, "--broker-url", server.url, **settings) as run:
         wait_until(lambda: "POSITIVE" in log.read_text(), "an answer")
         run.send_signal(signal.SIGINT)

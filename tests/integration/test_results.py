@@ -123,12 +123,15 @@ def test_a_backend_that_is_away_in_the_middle_delays_answers_and_fails_none(
 ) -> None:
     """Killed for several of the worker's tries: every job is SUCCESS afterwards, computed once."""
     broker, backend = two_servers
+    go = tmp_path / "go"
     texts = [f"text {number}" for number in range(200)]
+    texts[100] = f"until:{go}"  # nor can all be over before it is away
     ids = [result.id for result in send_all(producer_for(broker), texts)]
     settings = {"GOLEM_RESULT_BACKEND": backend.url, "GOLEM_MAX_ROWS": "20"}
     with FakeWorker(tmp_path, broker, FAKE_FORWARD_S="0.1", **settings) as worker:
         wait_until(lambda: len(worker.runs) >= 60, "some batches to be computed")
         backend.kill()
+        go.touch()
         wait_until(lambda: worker.text.count("Results can't be stored") >= 3, "three tries to fail")
         backend.start()
         reader = Celery(broker=broker.url, backend=backend.url, set_as_current=False)

@@ -81,8 +81,8 @@ def test_no_reply_of_remote_control_shows_it(
     """Celery's `inspect` is asked by people and by Flower, which shows it on a page."""
     assert running
     app = Celery(broker=protected.url, backend=protected.url, set_as_current=False)
-    inspect = app.control.inspect(destination=["w1@test"], timeout=30)
+    inspect = app.control.inspect(destination=["w1@test"], timeout=10)
     arguments: dict[str, Any] = {"with_defaults": True} if question == "conf" else {}
-    replies = getattr(inspect, question)(**arguments)
-    assert replies
+    # Asked again: a worker that has just said it is ready may not listen to broadcasts yet.
+    replies = wait_until(lambda: getattr(inspect, question)(**arguments), "a reply")
     assert not shows(replies)
