@@ -134,7 +134,10 @@ def test_a_redis_that_is_away_is_503_with_retry_after(tmp_path: Path) -> None:
     port = free_port()
     env = {"GOLEM_BROKER_URL": f"redis://127.0.0.1:{port}/0", "GOLEM_CONNECT_TIMEOUT_S": "0.2"}
     ids = [str(uuid4())]
-    with application(tmp_path / "log", **env) as web, httpx2.Client(base_url=web.url) as http:
+    with (
+        application(tmp_path / "log", **env) as web,
+        httpx2.Client(base_url=web.url, timeout=60) as http,
+    ):
         for refused in (
             http.post("/classify", json={"text": LOVE}),
             http.post("/bulk", json={"texts": [LOVE]}),
@@ -151,7 +154,10 @@ def test_a_backlog_at_its_limit_is_429_with_retry_after(
 ) -> None:
     """Nothing of a submit that goes over it is sent; without a worker nobody knows how long."""
     env = {"GOLEM_BROKER_URL": server.url, "GOLEM_MAX_BACKLOG": "3"}
-    with application(tmp_path / "log", **env) as web, httpx2.Client(base_url=web.url) as http:
+    with (
+        application(tmp_path / "log", **env) as web,
+        httpx2.Client(base_url=web.url, timeout=60) as http,
+    ):
         assert http.post("/classify", json={"text": LOVE}).status_code == 202
         assert http.post("/bulk", json={"texts": [LOVE] * 2}).status_code == 202
         for path, body in (("/classify", {"text": LOVE}), ("/bulk", {"texts": [LOVE, WASTE]})):

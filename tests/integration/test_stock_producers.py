@@ -6,6 +6,9 @@ The engine is the fake one, whose answer to a text is known beforehand; everythi
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,7 +31,7 @@ from golem_tasks import (
 )
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_engine import expected_label
-from tests.support.fake_workers import FakeWorker, producer_for
+from tests.support.fake_workers import FakeWorker, jobs_of, producer_for
 from tests.support.waiting import wait_until
 from tests.support.workers import WorkerProcess
 
@@ -156,14 +159,18 @@ def test_link_and_link_error_are_called_once_each_where_they_belong(
 
 
 def test_a_countdown_is_waited_for(app: Celery, worker: FakeWorker) -> None:
-    """A job sent later without one is computed before."""
+    """It isn't computed before its time; one sent later without a countdown is."""
     name = uuid4().hex
-    late = classify(app, f"late {name}").apply_async(countdown=2)
+    due = datetime.now(UTC) + timedelta(seconds=2)
+    late = classify(app, f"late {name}").apply_async(eta=due)
     soon = classify(app, f"soon {name}").apply_async()
     assert soon.get(timeout=60)["label"] == expected_label(f"soon {name}")
     assert late.get(timeout=60)["label"] == expected_label(f"late {name}")
+    assert late.date_done > due
     ran = [text for text in worker.runs if name in text]  # in the order they first ran
-    assert ran == [f"soon {name}", f"late {name}"]
+    # Unless the machine stood still until both could be computed.
+    assert ran == [f"soon {name}", f"late {name}"] or soon.date_done > due
+    assert len(ran) == 2
 
 
 def test_an_expired_job_is_revoked_and_never_computed(
@@ -198,11 +205,26 @@ def test_an_ignored_result_is_computed_and_not_stored(
         assert client.get(f"celery-task-meta-{sent.id}") is None
 
 
-def test_a_revoked_job_is_not_computed(app: Celery, worker: FakeWorker) -> None:
+@contextmanager
+def occupied(app: Celery, folder: Path) -> Iterator[None]:
+    """The model is busy until the block ends: nothing that is sent in it is computed before."""
+    gate = folder / "gate"
+    blocker = classify(app, f"until:{gate}").apply_async()
+    try:
+        wait_until(lambda: blocker.id in [job["id"] for job in jobs_of(app, "active")], "it to run")
+        yield
+    finally:
+        gate.touch()
+    blocker.get(timeout=60)
+
+
+def test_a_revoked_job_is_not_computed(app: Celery, worker: FakeWorker, tmp_path: Path) -> None:
     """Celery's own revoke, while the worker holds the job for its countdown."""
     text = f"revoked {uuid4()}"
-    sent = classify(app, text).apply_async(countdown=2)
-    app.control.revoke(sent.id)
+    with occupied(app, tmp_path):
+        sent = classify(app, text).apply_async(countdown=2)
+        asked = {"destination": ["w1@test"], "reply": True, "timeout": 10}
+        wait_until(lambda: app.control.revoke(sent.id, **asked), "the worker's consent")
     with pytest.raises(TaskRevokedError):
         sent.get(timeout=60)
     assert text not in worker.runs
@@ -240,14 +262,15 @@ async def test_our_asyncio_client_at_a_real_worker(live_server: EmbeddedServer) 
 
 
 def test_a_job_cancelled_while_it_waits_is_not_computed(
-    live_server: EmbeddedServer, worker: FakeWorker
+    app: Celery, live_server: EmbeddedServer, worker: FakeWorker, tmp_path: Path
 ) -> None:
-    """Held by a worker for its countdown; one sent after it is computed in the meantime."""
+    """Held by a worker for its countdown; one sent after it, and due later, is computed."""
     name = uuid4().hex
     with Golem(live_server.url) as golem:
-        cancelled = golem.submit(f"cancelled {name}", countdown_s=1)
-        kept = golem.submit(f"kept {name}", countdown_s=2)
-        assert cancelled.cancel()
+        with occupied(app, tmp_path):
+            cancelled = golem.submit(f"cancelled {name}", countdown_s=1)
+            kept = golem.submit(f"kept {name}", countdown_s=2)
+            assert cancelled.cancel()
         assert kept.result(timeout=60).label == expected_label(f"kept {name}")
         with pytest.raises(JobRevoked):
             cancelled.result()

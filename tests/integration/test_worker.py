@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
+from celery.result import AsyncResult
 
 from golem_tasks import Golem, InferenceError, InvalidJob
 from golem_tasks._publishing import Delivery
@@ -130,7 +131,9 @@ def test_an_interactive_job_waits_for_what_is_in_flight_and_for_nothing_else(
         go.touch()
         check([first, *results], [f"until:{go}", *bulk, *urgent])
         wait_until(lambda: sum(worker.dispatches) == 43, "the last batch's line in the log")
-        assert worker.dispatches == [1, 8, 8, 8, 8, 8, 2]  # a full one was there each time
+        # Whether the next full one is here in time is decided by what is quicker, Redis or a model.
+        assert worker.dispatches[:2] == [1, 8]
+        assert max(worker.dispatches) == 8
         passes = [line.split("\t")[1:] for line in worker.runs_file.read_text().splitlines()]
         assert set(urgent) <= set(passes[1])
 
@@ -159,16 +162,25 @@ def test_buffered_jobs_obey_revoke_and_expires(
     with FakeWorker(tmp_path, alone) as worker:
         busy = send(app, f"until:{go}")
         wait_until(lambda: jobs_of(app, "active"), "the first to start")
-        revoked, expired = send(app, "revoked"), send(app, "expired", expires=EXPIRES_S)
+        revoked, expiring = send(app, "revoked"), list[AsyncResult]()
         kept = send_all(app, ["kept one", "kept two"])
-        wait_until(lambda: len(jobs_of(app, "reserved")) >= 4, "them to be buffered")
-        app.control.revoke(revoked.id, destination=["w1@test"], reply=True, timeout=10)
+
+        def buffered() -> bool:
+            # One that comes late has expired on its way there: then the next one is tried.
+            if not expiring or expiring[-1].state == "REVOKED":
+                expiring.append(send(app, "expired", expires=EXPIRES_S))
+            reserved = {job["id"] for job in jobs_of(app, "reserved")}
+            return {revoked.id, *(each.id for each in kept), expiring[-1].id} <= reserved
+
+        wait_until(buffered, "them to be buffered")
+        asked = {"destination": ["w1@test"], "reply": True, "timeout": 10}
+        wait_until(lambda: app.control.revoke(revoked.id, **asked), "the worker's consent")
         over = datetime.now(UTC) + timedelta(seconds=EXPIRES_S)
         wait_until(lambda: datetime.now(UTC) > over, "the second to expire")
         go.touch()
         busy.get(timeout=60)
         check(kept, ["kept one", "kept two"])
-        for result, reason in ((revoked, "revoked"), (expired, "expired")):
+        for result, reason in ((revoked, "revoked"), *((each, "expired") for each in expiring)):
             with pytest.raises(TaskRevokedError, match=reason):
                 result.get(timeout=60)
         assert worker.runs.keys() == {f"until:{go}", "kept one", "kept two"}
@@ -187,12 +199,15 @@ def test_inspect_shows_jobs_as_in_any_celery_worker(
             lambda: waiting.id in [job["id"] for job in jobs_of(app, "reserved")],
             "the second to be reserved",
         )
-        assert [job["id"] for job in jobs_of(app, "active")] == [busy.id]
+        # Asked again: a busy worker's reply may come too late.
+        active = wait_until(lambda: jobs_of(app, "active"), "its active jobs")
+        assert [job["id"] for job in active] == [busy.id]
         go.touch()
         check([waiting], ["waiting"])
         busy.get(timeout=60)
         wait_until(lambda: not jobs_of(app, "active"), "both to be settled")
-        stats = app.control.inspect(destination=["w1@test"], timeout=10).stats()["w1@test"]
+        inspect = app.control.inspect(destination=["w1@test"], timeout=10)
+        stats = wait_until(inspect.stats, "its figures")["w1@test"]
         assert stats["total"] == {"golem.classify": 2}
 
 
@@ -289,6 +304,7 @@ def test_the_stock_transport_answers_all_the_same(
     with FakeWorker(tmp_path, alone, GOLEM_TRANSPORT="stock", FAKE_FORWARD_S="0.1") as worker:
         check(results, texts)
         assert worker.runs == dict.fromkeys(texts, 1)
+        wait_until(lambda: sum(worker.dispatches) == 300, "the last batch's line in the log")
         assert max(worker.dispatches) > 1
 
 

@@ -91,7 +91,7 @@ class WorkerProcess:
         """Send a signal to the worker's main process."""
         os.kill(self.pid, number)
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self, timeout_s: float = 180) -> int:
         """Wait for its end and return its exit code."""
         assert self._guard is not None
         code = self._guard.wait(timeout_s)

@@ -12,7 +12,7 @@ def loaded_by(statement: str) -> set[str]:
     """Top-level modules in a fresh interpreter after the statement."""
     code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=180
     )
     return set(done.stdout.split())
 

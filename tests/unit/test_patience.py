@@ -58,7 +58,7 @@ def test_an_empty_setting_means_no_limit(monkeypatch: pytest.MonkeyPatch, writte
 
 def test_a_process_in_an_endless_loop_ends_by_the_alarm() -> None:
     """Whatever handler the model's libraries have set, and the pool's words for it are known."""
-    done = subprocess.run([sys.executable, "-c", ENDLESS], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", ENDLESS], timeout=180, check=False)
     assert done.returncode == -signal.SIGALRM
     words = f"Worker exited prematurely: {human_status(done.returncode)} Job: 7."
     assert ended_by_alarm(WorkerLostError(words))
