@@ -83,16 +83,19 @@ def test_2_a_worker_killed_between_the_letter_and_the_failure(
     Until then it can't be requeued, so it can't be there twice.
     """
     settings = {"GOLEM_RESULT_BACKEND": store.url, "GOLEM_LEASE_S": "5"}
-    worker = FakeWorker(tmp_path, alone, **settings)
+    blocked = tmp_path / "blocked"
+    worker = FakeWorker(tmp_path, alone, FAKE_LOAD_WAITS_IF=str(blocked), **settings)
     with (
         Golem(alone.url, store.url) as golem,
         DeadLetters(alone.url, store.url) as dead,
         store.client() as client,
     ):
+        worker.start()
+        blocked.touch()  # the second crash, which is the last, is to come when the store is full
         job = golem.submit("kill")
-        worker.start(wait=False)
         wait_until(lambda: "exited with" in worker.text, "the first crash")
         client.config_set("maxmemory", "1")
+        blocked.unlink()
         wait_until(lambda: "can't be stored" in worker.text, "the failure to be refused")
         (letter,) = dead.all()
         assert (letter.id, letter.reason) == (job.id, "crash")

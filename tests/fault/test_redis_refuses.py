@@ -69,10 +69,13 @@ def test_2_redis_is_full_when_a_failure_is_recorded(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:
     """The dead letter and the failure wait until there is room; nothing stays PENDING."""
-    result = send(app, "kill")
-    with FakeWorker(tmp_path, alone, FAKE_LOAD_S="1") as worker:
-        wait_until(lambda: worker.text.count("exited with") >= 1, "the first crash")
+    blocked = tmp_path / "blocked"
+    with FakeWorker(tmp_path, alone, FAKE_LOAD_WAITS_IF=str(blocked)) as worker:
+        blocked.touch()  # the second crash, which is the last, is to come when it is full
+        result = send(app, "kill")
+        wait_until(lambda: "exited with" in worker.text, "the first crash")
         memory(alone, "1")
+        blocked.unlink()
         wait_until(lambda: "can't be stored" in worker.text, "the worker to be refused")
         memory(alone, "0")
         with pytest.raises(PoisonJob):
@@ -109,12 +112,12 @@ def test_4_the_soft_time_limit_passes_while_answers_wait_for_redis(
     """A job whose answer is there isn't failed for the time Redis took."""
     go = tmp_path / "go"
     text = f"until:{go}"
-    result = send(app, text, soft_time_limit=5)
+    result = send(app, text, soft_time_limit=10)
     with FakeWorker(tmp_path, alone) as worker:
         wait_until(lambda: jobs_of(app, "active"), "the batch to run")
         memory(alone, "1")
         go.touch()
-        wait_until(lambda: "Soft time limit" in worker.text, "the limit to pass", timeout_s=30)
+        wait_until(lambda: "Soft time limit" in worker.text, "the limit to pass")
         memory(alone, "0")
         assert result.get(timeout=60)["label"] == expected_label(text)
 
@@ -124,7 +127,7 @@ def test_5_the_soft_time_limit_of_a_batch_that_computes_too_long(
 ) -> None:
     """Its mates are answered, the culprit alone fails, by the limit's own error."""
     texts = [f"text {number}" for number in range(10)]
-    results = send_all(app, [*texts, "hang"], soft_time_limit=2)
+    results = send_all(app, [*texts, "hang"], soft_time_limit=5)  # each mate alone has it, too
     with FakeWorker(tmp_path, alone):
         check(results[:-1], texts)
         with pytest.raises(SoftTimeLimitExceeded):

@@ -135,7 +135,7 @@ def test_4_a_worker_is_told_to_leave_while_a_trial_runs(
     Must hold: it isn't to blame: no note of its trial stays, and the next worker answers it.
     """
     go = tmp_path / "go"
-    settings = {"GOLEM_MAX_DELIVERIES": "2", "GOLEM_GRACE_S": "3"}
+    settings = {"GOLEM_MAX_DELIVERIES": "2", "GOLEM_GRACE_S": "10"}  # five to end it
     with FakeWorker(tmp_path, alone, **settings) as first, alone.client() as client:
         tried = send_again(alone, app, f"until:{go}")
         wait_until(lambda: jobs_of(app, "active"), "the trial to run")

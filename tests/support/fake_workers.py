@@ -13,8 +13,10 @@ from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_engine import expected_label
 from tests.support.workers import WorkerProcess
 
-EXPIRES_S = 3
+EXPIRES_S = 8
 """Seconds to live of a job that is to expire in a worker's buffer, and not on its way there."""
+W1: dict[str, Any] = {"destination": ["w1@test"], "reply": True, "timeout": 30}
+"""For an order to worker w1: its reply, which ends the wait, says that it is carried out."""
 ANSWERED = re.compile(r"Answered (\d+) jobs")
 
 
@@ -76,8 +78,13 @@ def check(results: list[AsyncResult], texts: list[str]) -> None:
 def jobs_of(app: Celery, kind: str) -> list[dict[str, Any]]:
     """What ``inspect active`` or ``inspect reserved`` lists for worker w1."""
     # Naming the worker ends the wait for replies with its own.
-    replies = getattr(app.control.inspect(destination=["w1@test"], timeout=10), kind)()
+    replies = getattr(app.control.inspect(destination=["w1@test"], timeout=30), kind)()
     return list((replies or {}).get("w1@test", []))
+
+
+def ids_of(app: Celery, kind: str) -> set[str]:
+    """The ids of those jobs."""
+    return {job["id"] for job in jobs_of(app, kind)}
 
 
 def producer_for(server: EmbeddedServer) -> Celery:

@@ -161,7 +161,7 @@ class Sentinel(EmbeddedServer):
         lines = [
             f"sentinel monitor mymaster 127.0.0.1 {primary.port} 1",
             f'sentinel auth-pass mymaster "{primary.PASSWORD}"',
-            "sentinel down-after-milliseconds mymaster 500",
+            "sentinel down-after-milliseconds mymaster 3000",
             "sentinel failover-timeout mymaster 5000",
             *([f"requirepass {password}"] if password else []),
         ]

@@ -48,6 +48,7 @@ class WorkerProcess:
             "--hostname", f"{name}@test", *arguments,
         ]  # fmt: skip
         self._guard: subprocess.Popen[bytes] | None = None
+        self._said_before = 0
 
     @property
     def text(self) -> str:
@@ -69,6 +70,7 @@ class WorkerProcess:
 
     def start(self, *, wait: bool = True) -> Self:
         """Start it; by default return once it is ready to take jobs."""
+        self._said_before = len(self.text)  # another of its name may have been ready
         with self.log.open("ab") as output:
             self._guard = guarded(self._command, env=self._env, output=output, grace_s=30)
         if wait:
@@ -77,10 +79,12 @@ class WorkerProcess:
 
     def wait_ready(self, timeout_s: float = 180) -> None:
         """Return once the worker's log says ready; fail with the log if it ended instead."""
-        wait_until(
-            lambda: READY in self.text or not self.alive, "the worker to start", timeout_s=timeout_s
-        )
-        assert READY in self.text, self.text[-4000:]
+
+        def ready() -> bool:
+            return READY in self.text[self._said_before :]
+
+        wait_until(lambda: ready() or not self.alive, "the worker to start", timeout_s=timeout_s)
+        assert ready(), self.text[-4000:]
 
     @property
     def alive(self) -> bool:
