@@ -22,7 +22,7 @@ __all__ = ["KILLS", "OF_A_WORKER", "Fault", "Injected", "Injector", "Planned", "
 _AWAY_S = (0.2, 3.0)
 """How long a killed server stays away, least and most."""
 _HANG_S = (1.0, 6.0)
-_PATIENCE_S = 10.0
+_PATIENCE_S = 60.0
 """How long a fault waits for something to hit."""
 _LOOK_S = 0.1
 _AT_ONCE = 4

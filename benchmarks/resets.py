@@ -148,7 +148,7 @@ def _harass(
     seen_s = time.monotonic()
     while True:
         answered, held = _state(bench)
-        if answered >= jobs and not held:
+        if answered >= jobs and not held and not left:
             return hit, restarts
         if (answered, held) != seen:
             seen, seen_s = (answered, held), time.monotonic()

@@ -15,6 +15,7 @@ from golem_tasks import PoisonJob
 from golem_tasks.embedded import EmbeddedServer
 from tests.integration.test_hostile import envelope
 from tests.support.fake_workers import (
+    W1,
     FakeWorker,
     check,
     jobs_of,
@@ -77,19 +78,18 @@ def test_1_what_the_parent_records_waits_without_holding_it_up(
     app = producer(alone, backend)
     errback = app.signature("golem.classify", ["what failed"], immutable=True, queue="golem")
     good = numbered(10)
-    settings = {"GOLEM_RESULT_BACKEND": backend.url, "GOLEM_SOCKET_TIMEOUT_S": "1", **LEASE}
+    settings = {"GOLEM_RESULT_BACKEND": backend.url, "GOLEM_SOCKET_TIMEOUT_S": "2", **LEASE}
     hanging = send(app, "hang", time_limit=6, link_error=errback).id
     with FakeWorker(tmp_path, alone, **settings) as worker:
         wait_until(lambda: jobs_of(app, "active"), "the job to hang")
         unwanted, *ids = [result.id for result in send_all(app, ["unwanted", *good])]
         with away(backend, how):
-            to_worker = {"destination": ["w1@test"], "reply": True, "timeout": 10}
-            app.control.revoke(unwanted, **to_worker)
+            app.control.revoke(unwanted, **W1)
             wait_until(lambda: "Hard time limit" in worker.text, "the limit to pass")
             wait_until(lambda: "can't be stored" in worker.text, "a try to fail")
             began = lease_of(alone)
             wait_until(lambda: lease_of(alone) > began, "the leases to be renewed")
-            assert app.control.ping(["w1@test"], timeout=10) == [{"w1@test": {"ok": "pong"}}]
+            assert app.control.ping(["w1@test"], timeout=30) == [{"w1@test": {"ok": "pong"}}]
         later = producer(alone, backend)
         with pytest.raises(TimeLimitExceeded):
             later.AsyncResult(hanging).get(timeout=60)
@@ -113,14 +113,14 @@ def test_2_a_child_dies_while_nobody_can_tell_what_it_had_stored(
     go = tmp_path / "go"
     texts = [*numbered(20), f"until:{go}"]
     ids = [result.id for result in send_all(app, texts)]
-    settings = {"GOLEM_RESULT_BACKEND": backend.url, "GOLEM_GRACE_S": "5"}
+    settings = {"GOLEM_RESULT_BACKEND": backend.url}
     first = FakeWorker(tmp_path, alone, **settings).start()
     wait_until(lambda: len(jobs_of(app, "active")) == 21, "the batch to run")
     with killed(backend):
         os.kill(first.children[0], signal.SIGKILL)
         go.touch()
         wait_until(lambda: "can't be stored" in first.text, "the worker to ask in vain")
-        assert app.control.ping(["w1@test"], timeout=10) == [{"w1@test": {"ok": "pong"}}]
+        assert app.control.ping(["w1@test"], timeout=30) == [{"w1@test": {"ok": "pong"}}]
         assert first.stop() == 0
         with alone.client() as client:
             assert client.llen("golem") == 21

@@ -14,6 +14,7 @@ from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import (
     EXPIRES_S,
+    W1,
     FakeWorker,
     check,
     jobs_of,
@@ -22,8 +23,6 @@ from tests.support.fake_workers import (
     send_all,
 )
 from tests.support.waiting import wait_until
-
-W1 = {"destination": ["w1@test"], "reply": True, "timeout": 10}
 
 
 class Tenant(StampingVisitor):

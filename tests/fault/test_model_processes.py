@@ -55,11 +55,11 @@ def test_1_what_a_killed_process_left_is_the_first_its_replacement_does(
     Must hold: the replacement begins with the jobs of that batch, each alone, before any other, so
     that they wait for nothing but the model. By how much longer they did is logged.
     """
-    go = tmp_path / "go"
+    go, blocked = tmp_path / "go", tmp_path / "blocked"
     left = [f"until:{go}", *numbered(9)]
     others = [f"other {number}" for number in range(30)]
     results = send_all(app, left)
-    settings = {"GOLEM_MAX_ROWS": "10", "FAKE_LOAD_S": "1"}
+    settings = {"GOLEM_MAX_ROWS": "10", "FAKE_LOAD_S": "1", "FAKE_LOAD_WAITS_IF": str(blocked)}
     with FakeWorker(tmp_path, alone, **settings) as worker:
         with alone.client() as client:
             wait_until(lambda: client.hlen("unacked") == 10, "the batch to be taken")
@@ -67,9 +67,13 @@ def test_1_what_a_killed_process_left_is_the_first_its_replacement_does(
             wait_until(lambda: client.hlen("unacked") > 10, "others to wait behind it")
         wait_until(lambda: len(jobs_of(app, "active")) == 10, "the batch to run")
         [killed] = worker.children
+        blocked.touch()
         os.kill(killed, signal.SIGKILL)
         killed_s = time.time()
         go.touch()
+        # A model takes longer to load than Redis to tell what had been stored.
+        wait_until(lambda: "each runs again alone" in worker.text, "the batch to be taken back")
+        blocked.unlink()
         check(results, [*left, *others])
         [replacement] = worker.children
         done = passes(worker, replacement)

@@ -1,13 +1,13 @@
 """An operator's hands on a loaded worker: inspection, remote control, and much of everything."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from celery import Celery
 
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_workers import (
+    W1,
     FakeWorker,
     check,
     jobs_of,
@@ -34,16 +34,15 @@ def test_1_inspected_and_ordered_about_during_a_batch(
         wait_until(lambda: jobs_of(app, "active"), "the batch to run")
         wait_until(lambda: len(jobs_of(app, "reserved")) == 10, "the buffer to fill")
         before = worker.children
-        to_worker: dict[str, Any] = {"destination": ["w1@test"], "reply": True, "timeout": 10}
-        assert app.control.ping(["w1@test"], timeout=10) == [{"w1@test": {"ok": "pong"}}]
+        assert app.control.ping(["w1@test"], timeout=30) == [{"w1@test": {"ok": "pong"}}]
         assert len(jobs_of(app, "active")) == 10
-        stats = app.control.inspect(["w1@test"], timeout=10).stats()["w1@test"]
+        stats = app.control.inspect(["w1@test"], timeout=30).stats()["w1@test"]
         assert stats["pool"]["processes"] == before
         for order, words in (
-            (app.control.pool_grow(1, **to_worker), "Set GOLEM_PROCESSES and restart"),
-            (app.control.pool_shrink(1, **to_worker), "Set GOLEM_PROCESSES and restart"),
-            (app.control.pool_restart(**to_worker), "Pool restarts not enabled"),
-            (app.control.autoscale(4, 1, **to_worker), "Autoscale not enabled"),
+            (app.control.pool_grow(1, **W1), "Set GOLEM_PROCESSES and restart"),
+            (app.control.pool_shrink(1, **W1), "Set GOLEM_PROCESSES and restart"),
+            (app.control.pool_restart(**W1), "Pool restarts not enabled"),
+            (app.control.autoscale(4, 1, **W1), "Autoscale not enabled"),
         ):
             assert words in order[0]["w1@test"]["error"]
         go.touch()
