@@ -10,9 +10,12 @@ from tests.support.fake_workers import producer_for
 
 
 @pytest.fixture
-def alone() -> Iterator[EmbeddedServer]:
-    """A server nobody else uses, which keeps its data over a crash."""
-    with EmbeddedServer(appendonly=True) as server:
+def alone(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """A server nobody else uses; with ``KEEPS_DATA`` in the module it does over a crash.
+
+    Only there, since waiting for a busy disk at each write delays a whole scenario by seconds.
+    """
+    with EmbeddedServer(appendonly=getattr(request.module, "KEEPS_DATA", False)) as server:
         yield server
 
 

@@ -12,6 +12,7 @@ from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import FakeWorker, numbered
 from tests.support.waiting import wait_until
 
+KEEPS_DATA = True
 MANY = 5_000
 
 

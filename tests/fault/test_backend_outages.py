@@ -27,6 +27,7 @@ from tests.support.fake_workers import (
 from tests.support.outages import hung
 from tests.support.waiting import wait_until
 
+KEEPS_DATA = True
 LEASE = {"GOLEM_LEASE_S": "5"}
 
 

@@ -22,6 +22,7 @@ from tests.support.fake_workers import (
 from tests.support.outages import SmallDisk, hung, let_pass
 from tests.support.waiting import wait_until
 
+KEEPS_DATA = True
 SOCKET_TIMEOUT_S = 1
 QUICK = {"GOLEM_SOCKET_TIMEOUT_S": str(SOCKET_TIMEOUT_S)}
 

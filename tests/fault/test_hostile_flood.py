@@ -47,7 +47,7 @@ def test_1_ten_thousand_hostile_messages_among_good_ones(
                 good = texts[start * GOOD // HOSTILE : (start + ROUND) * GOOD // HOSTILE]
                 jobs += golem.submit_many(good)
             wait_until(
-                lambda: not broker.exists("golem", "unacked"), "all to be settled", timeout_s=120
+                lambda: not broker.exists("golem", "unacked"), "all to be settled", timeout_s=300
             )
             ids = sorted({one.id for one in hostile if one.id})
             stored = broker.mget([f"celery-task-meta-{job_id}" for job_id in ids])

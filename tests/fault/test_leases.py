@@ -36,7 +36,8 @@ from worker.app import SWEEPS_PER_LEASE
 
 logger = logging.getLogger(__name__)
 
-LEASE_S = 5
+LEASE_S = 8
+"""Short, and long enough for a slow worker that renews it four times as often."""
 SHORT = {"GOLEM_LEASE_S": str(LEASE_S)}
 SKEWED = Path(__file__).parents[1] / "support" / "skewed_clock"
 
@@ -197,15 +198,13 @@ def test_5_redis_hung_for_longer_than_a_lease(
     go = tmp_path / "go"
     texts = [*numbered(30), f"until:{go}"]
     ids = [result.id for result in send_all(app, texts)]
-    lease_s = 8  # the two are given one to renew, and may be slow
-    settings = {"GOLEM_MAX_ROWS": "16", "GOLEM_SOCKET_TIMEOUT_S": timeout_s}
-    settings["GOLEM_LEASE_S"] = str(lease_s)
+    settings = {"GOLEM_MAX_ROWS": "16", "GOLEM_SOCKET_TIMEOUT_S": timeout_s, **SHORT}
     with FakeWorker(tmp_path, alone, **settings, FAKE_FORWARD_S="0.01") as first:
         wait_until(lambda: len(leases(alone)) == 15, "the second batch to run")
         with FakeWorker(tmp_path, alone, name="w2", **settings) as second:
             for pid in (alone.pid, first.pid):
                 os.kill(pid, signal.SIGSTOP)
-            ended_s = time.time() + lease_s  # if one was renewed a moment ago
+            ended_s = time.time() + LEASE_S  # if one was renewed a moment ago
             wait_until(lambda: time.time() > ended_s, "the leases to be over")
             os.kill(alone.pid, signal.SIGCONT)
             with alone.client() as client:

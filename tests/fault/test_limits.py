@@ -58,7 +58,7 @@ def test_2_answers_that_wait_for_redis_longer_than_a_job_may_take(
     go = tmp_path / "go"
     texts = [*numbered(20), f"until:{go}"]
     settings = {"GOLEM_JOB_TIMEOUT_S": "10", "GOLEM_SOCKET_TIMEOUT_S": "1"}
-    with EmbeddedServer(appendonly=True) as backend:
+    with EmbeddedServer() as backend:
         app = Celery(broker=alone.url, backend=backend.url, set_as_current=False)
         ids = [result.id for result in send_all(app, texts)]
         settings["GOLEM_RESULT_BACKEND"] = backend.url

@@ -5,7 +5,6 @@ dispatched twice.
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,6 @@ from worker.settings import WorkerSettings
 
 LEARNED = re.compile(r"now held to (\d+) padded tokens instead of (\d+)")
 REMEMBERED = re.compile(r"begin with (\d+) padded tokens instead of (\d+).*earlier run")
-
-
-@pytest.fixture
-def alone() -> Iterator[EmbeddedServer]:
-    """A server nobody else uses."""
-    with EmbeddedServer() as server:
-        yield server
 
 
 def sentences(count: int, words: int = 12) -> list[str]:

@@ -1,6 +1,5 @@
 """Redis that answers but refuses to write: full, or read-only after a failover."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,13 +23,6 @@ from tests.support.fake_workers import (
 from tests.support.outages import SmallDisk
 from tests.support.waiting import wait_until
 from worker.recording import TRIES
-
-
-@pytest.fixture
-def alone() -> Iterator[EmbeddedServer]:
-    """A server nobody else uses."""
-    with EmbeddedServer() as server:
-        yield server
 
 
 def memory(server: EmbeddedServer, limit: str) -> None:

@@ -23,6 +23,7 @@ from tests.support.fake_workers import (
 )
 from tests.support.waiting import wait_until
 
+KEEPS_DATA = True
 STOCK = {"GOLEM_TRANSPORT": "stock", "GOLEM_MAX_ROWS": "20"}
 
 

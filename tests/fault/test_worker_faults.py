@@ -29,6 +29,8 @@ from tests.support.fake_workers import (
 )
 from tests.support.waiting import wait_until
 
+KEEPS_DATA = True
+
 
 def test_1_sigterm_with_a_full_buffer_and_a_running_batch(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
