@@ -121,7 +121,7 @@ import one_by_one_producer
 BATCHES = """
 import batches
 batches.classify.apply(["I love this"], task_id="a job").get()
-print(batches.app.AsyncResult("a job").get(timeout=5)["label"])
+print(batches.app.AsyncResult("a job").get(timeout=60)["label"])
 """
 
 

@@ -62,7 +62,7 @@ def script(page: Path, url: str) -> str:
 def run(command: list[str], env: dict[str, str], folder: Path | None = None) -> str:
     """Run a command of a page and return what it prints; fail with what it said if it fails."""
     done = subprocess.run(
-        command, env=env, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        command, env=env, cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
     return done.stdout
