@@ -24,7 +24,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("node_modules"))
     [command] = commands(README, "npm")
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=180, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return folder
@@ -34,7 +34,7 @@ def node(folder: Path, url: str, *arguments: str) -> subprocess.CompletedProcess
     """Run node in the folder and return its exit code and what it said."""
     return subprocess.run(
         ["node", *arguments], cwd=folder, env=reader_environment(GOLEM_BROKER_URL=url),
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
 
 

@@ -165,7 +165,7 @@ def test_an_interrupted_run_is_gone_on_with_and_repeats_no_line(
         with start(*asked, output=subprocess.PIPE, GOLEM_BROKER_URL=server.url) as first:
             wait_until(lambda: whole_lines(out) >= 128, "some answers")
             first.send_signal(number)
-            said = first.communicate(timeout=60)[0].decode()
+            said = first.communicate(timeout=180)[0].decode()
         go.touch()
         finished = whole_lines(out)
         assert 128 <= finished < len(texts)

@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def wait_until(
-    condition: Callable[[], T], what: str, *, timeout_s: float = 60.0, every_s: float = 0.02
+    condition: Callable[[], T], what: str, *, timeout_s: float = 120.0, every_s: float = 0.02
 ) -> T:
     """Return the condition's first true value; fail with `what` after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s

@@ -66,7 +66,7 @@ def test_help_loads_neither_celery_nor_the_worker() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, check=True, timeout=60, env=environment(),
+        capture_output=True, text=True, check=True, timeout=180, env=environment(),
     )  # fmt: skip
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"celery", "kombu", "redis", "torch", "transformers", "worker"}
@@ -142,7 +142,7 @@ def test_a_missing_extra_is_named_with_what_to_install(arguments: list[str]) -> 
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, check=False, timeout=60, env=environment(),
+        capture_output=True, text=True, check=False, timeout=180, env=environment(),
     )  # fmt: skip
     assert done.returncode == 2
     assert "there is no torch" in done.stderr
@@ -158,7 +158,7 @@ def test_a_missing_server_is_named_with_both_remedies() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, check=False, timeout=60, env=environment(PATH=""),
+        capture_output=True, text=True, check=False, timeout=180, env=environment(PATH=""),
     )  # fmt: skip
     assert done.returncode == 2
     assert "pip install 'golem-tasks[embedded]'" in done.stderr

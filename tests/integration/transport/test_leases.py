@@ -48,7 +48,8 @@ def test_leases_are_renewed_while_the_event_loop_is_busy(
     server: EmbeddedServer, client: redis.Redis
 ) -> None:
     """A loop that doesn't turn, as in a long callback, costs no lease."""
-    with Consuming(server.url, options={"lease_s": 2}) as consuming:
+    options = {"lease_s": 2, "unacked_restore_interval": 100}  # or it would sweep up its own
+    with Consuming(server.url, options=options) as consuming:
         publish(server, [1])
         consuming.take(1)
         tag = consuming.got[0].delivery_tag
