@@ -49,7 +49,7 @@ class Crew:
         children = Path(f"/proc/{guard}/task/{guard}/children")
         child = wait_until(children.read_text, "the guard to start it")
         os.kill(int(child), signal.SIGKILL)
-        self._guards[place].wait(20)
+        self._guards[place].wait(60)
 
     def handled(self) -> Counter[int]:
         """How often each number was handled."""
