@@ -49,11 +49,11 @@ CPU_ENVIRONMENT = {
     # barrier then keep out the one they wait for: on two busy cores the demo answered 42 to 138
     # texts/s with OpenMP's default, 240 to 313 with this.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # torch's CPU kernels keep what they prepared for the last 1,024 shapes, and micro-batches have
-    # ever new ones: 400 of golem-mini's in bfloat16 took 800 MiB, with these 30, and the forward
-    # passes took no longer.
+    # oneDNN keeps the kernels it compiled for the last 1,024 sizes, and micro-batches have ever new
+    # ones: 400 of golem-mini's in bfloat16 took 800 MiB. `worker.bucketing` leaves a few dozen
+    # sizes to the linear layers; the rest comes once and needs no keeping.
     "LRU_CACHE_CAPACITY": "16",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
 }
 
 

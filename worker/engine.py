@@ -18,6 +18,7 @@ import torch
 from golem_tasks.contract import OnLong, TextItem
 from golem_tasks.errors import ConfigurationError, JobError, ModelLoadError
 from worker import calibration
+from worker.bucketing import bucket_linear_layers
 from worker.budget import find_budget
 from worker.decoding import activation_for
 from worker.device import choose_device, choose_dtype, set_threads
@@ -245,6 +246,9 @@ def build(settings: WorkerSettings, index: int) -> TorchEngine:
             revision=loaded.revision,
             folder=Path(source.location) if source.is_folder else None,
         )
+    if device.type == "cpu" and loaded.dtype == "bfloat16" and not settings.compile:
+        # Other dtypes' products aren't compiled; a compiled model has kernels for any size.
+        bucket_linear_layers(loaded.model)
     return TorchEngine(source, loaded, settings)
 
 

@@ -1,13 +1,15 @@
-"""The engine's options that change how the model is computed: int8 and torch.compile."""
+"""What changes how the model is computed: bfloat16 on a CPU, int8 and torch.compile."""
 
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from golem_tasks.contract import Options, Prediction, TextItem
 from golem_tasks.errors import ConfigurationError, GolemError
@@ -35,6 +37,50 @@ def classify(loaded: TorchEngine, texts: list[str]) -> list[Prediction]:
             assert not isinstance(outcome, GolemError)
             found.append(Prediction.model_validate(outcome))
     return found
+
+
+class Products(TorchDispatchMode):
+    """Notes the sizes of a model's matrix products, rows by columns in and out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, int, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation as if nobody looked on."""
+        if func is torch.ops.aten.linear.default:
+            rows, weight, *_ = args
+            self.sizes.append((rows.numel() // rows.shape[-1], *weight.shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_in_bfloat16_few_sizes_of_product_serve_all_micro_batches() -> None:
+    """And more than one in float32, whose products need no kernel of their own for each size."""
+    texts = [" ".join(["good"] * (1 + number * 7 % 90)) for number in range(256)]
+    sizes = {}
+    for dtype in ("float32", "bfloat16"):
+        loaded = engine("golem-mini", dtype=dtype)
+        with Products() as products:
+            classify(loaded, texts)
+            for text in texts[:90]:
+                classify(loaded, [text])
+        sizes[dtype] = set(products.sizes)
+        layers = {size[1:] for size in sizes[dtype]}
+    assert len(sizes["bfloat16"]) <= 22 * len(layers) < len(sizes["float32"])
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "bert", "roberta"])
+def test_bfloat16_runs_other_architectures(tmp_path: Path, kind: str) -> None:
+    """Answers near float32's."""
+    folder = str(build(tmp_path / kind, kind, seed=3))  # type: ignore[arg-type]
+    texts = ["the film moves slowly", "never good", "bad and bad and not good"]
+    exact, half = (
+        classify(engine(folder, dtype=dtype), texts) for dtype in ("float32", "bfloat16")
+    )
+    for a, b in zip(exact, half, strict=True):
+        assert a.scores["POSITIVE"] == pytest.approx(b.scores["POSITIVE"], abs=0.05)
 
 
 def test_int8_costs_golem_mini_less_than_a_point_on_sst2() -> None:
