@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import platform
 from pathlib import Path
@@ -11,11 +10,11 @@ from pathlib import Path
 import torch
 
 from golem_tasks.errors import ConfigurationError
+from worker.machine import available_cores
 from worker.settings import WorkerSettings
 
 __all__ = [
     "assigned_gpu",
-    "available_cores",
     "choose_device",
     "choose_dtype",
     "has_native_bfloat16",
@@ -101,19 +100,6 @@ def has_native_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         return False
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     return not _BFLOAT16_FLAGS.isdisjoint(flags.split())
-
-
-def available_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores this process may use: its affinity, or its container's quota if that is less."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        quota, period = cpu_max.read_text().split()
-    except (OSError, ValueError):
-        return cores
-    if quota == "max":
-        return cores
-    return max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
 def set_threads(settings: WorkerSettings, device: torch.device) -> int:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from celery.worker import state
 from celery.worker.state import maybe_shutdown
 
 from golem_tasks.errors import ConfigurationError
+from worker.machine import available_cores, available_memory_bytes
 from worker.settings import WorkerSettings
 
 __all__ = ["FOLDER", "ModelProcesses", "Report", "check_pool", "count", "report", "settle_garbage"]
@@ -39,6 +41,12 @@ FOLDER = "GOLEM_INTERNAL_STATUS_DIR"
 
 MAX_FAILURES = 3
 """Replacement children in a row that may fail to load before the worker gives up."""
+
+MOST_ON_CPU = 4
+"""Model processes on a CPU that nobody asked for: each takes some 400 MiB of its own."""
+
+BYTES_OF_PROCESS = 2 * 2**30
+"""Memory of the machine for each of them: half of it is for the model, the rest for others."""
 
 EX_CONFIG = 78  # sysexits.h: the model or a setting is wrong; starting again won't help
 
@@ -61,12 +69,22 @@ class Report:
 
 
 def count(settings: WorkerSettings) -> int:
-    """How many model processes to start: as set, else one per GPU, one on a CPU."""
+    """How many model processes to start: as set, else one per GPU, and on a CPU several.
+
+    Two processes of one thread answer more than one of two, whose threads wait for each other
+    and, between forward passes, one for the other (``python -m benchmarks.threads``).
+    """
     if settings.processes is not None:
         return settings.processes
-    if settings.device in ("auto", "cuda"):
-        return max(1, _gpus())
-    return 1
+    gpus = _gpus() if settings.device in ("auto", "cuda") else 0
+    # An engine of the user's own knows best what it runs on, and on a Mac "auto" is its GPU.
+    on_cpu = settings.device == "cpu" or (settings.device == "auto" and sys.platform == "linux")
+    if gpus or not on_cpu or settings.engine != WorkerSettings.model_fields["engine"].default:
+        return max(1, gpus)
+    cores = available_cores() // (settings.threads or 1)
+    memory_bytes = available_memory_bytes()
+    fitting = MOST_ON_CPU if memory_bytes is None else memory_bytes // BYTES_OF_PROCESS
+    return max(1, min(cores, MOST_ON_CPU, fitting))
 
 
 def _gpus() -> int:

@@ -52,7 +52,8 @@ class WorkerSettings(ClientSettings):
         None,
         ge=1,
         le=256,
-        description="Model processes; unset: one per GPU, one with all cores on a CPU.",
+        description="Model processes; unset: one per GPU; on a CPU one per core, 4 at most, and "
+        "one per 2 GiB of memory.",
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads per process; unset: cores / processes."

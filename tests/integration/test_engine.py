@@ -21,10 +21,11 @@ from golem_tasks.settings import load as load_settings
 from tests.support.data import long_reviews, sst2_dev
 from tests.support.models import MAX_TOKENS, Kind, build, texts
 from worker.classifier import Classifier, Work
-from worker.device import assigned_gpu, available_cores, has_native_bfloat16
+from worker.device import assigned_gpu, has_native_bfloat16
 from worker.engine import TorchEngine, load
 from worker.interfaces import Activation, Encoded
 from worker.loading import EMBEDDED_FOLDER
+from worker.machine import available_cores
 from worker.settings import WorkerSettings
 
 TOLERANCE = 1e-4
@@ -488,14 +489,6 @@ class TestResources:
             assert torch.get_num_threads() == 1
         finally:
             torch.set_num_threads(before)
-
-    def test_a_containers_quota_bounds_the_cores(self, tmp_path: Path) -> None:
-        """One and a half cores make two threads at most, and no quota changes nothing."""
-        quota = tmp_path / "cpu.max"
-        quota.write_text("100000 100000\n")
-        assert available_cores(quota) == 1
-        quota.write_text("max 100000\n")
-        assert available_cores(quota) == available_cores(tmp_path / "none")
 
     @pytest.mark.parametrize(
         ("line", "native"),

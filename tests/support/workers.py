@@ -39,8 +39,12 @@ class WorkerProcess:
         self.log = folder / f"{name}.log"
         self.name = name
         # Never the user's own: what one test's worker learns of its memory isn't the next one's.
-        # Nor does each of them measure for seconds how fast the model is.
-        ours = {"GOLEM_STATE_DIR": str(folder / "state"), "GOLEM_TOKEN_BUDGET": "1024"}
+        # Nor does each of them measure for seconds how fast the model is, or load it for each core.
+        ours = {
+            "GOLEM_STATE_DIR": str(folder / "state"),
+            "GOLEM_TOKEN_BUDGET": "1024",
+            "GOLEM_PROCESSES": "1",
+        }
         self._env = {**os.environ, **ours, **env}
         self._command = [
             sys.executable, "-m", "celery", "-A", app, "worker", "--loglevel", "INFO",

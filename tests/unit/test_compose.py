@@ -108,11 +108,11 @@ def test_a_worker_may_finish_before_docker_kills_it(service: str) -> None:
     assert described["stop_signal"] == compose.instruction("worker", "STOPSIGNAL") == "SIGTERM"
 
 
-def test_threads_follow_the_cpu_limit() -> None:
-    """A worker starts as many threads as it has cores, not as many as its host has."""
+def test_nothing_but_the_cpu_limit_says_how_many_threads_there_are() -> None:
+    """A worker starts as many as it has cores, which it reads itself, and not as its host has."""
     worker = compose.services()["worker"]
-    limit = worker["deploy"]["resources"]["limits"]["cpus"]
-    assert worker["environment"]["GOLEM_THREADS"] == limit
+    assert worker["deploy"]["resources"]["limits"]["cpus"]
+    assert not {"GOLEM_THREADS", "GOLEM_PROCESSES"} & set(worker["environment"])
 
 
 def test_the_gpu_worker_waits_to_be_asked_for() -> None:
