@@ -1,7 +1,8 @@
 """What may be dispatched now, and why: the one place that forms batches. Pure, no I/O, no clock.
 
 The rule is: dispatch at once while a process is idle; while all are busy, collect. So a lone job
-never waits for company, and a deep queue fills every batch without a timer. An optional linger
+never waits for company, and a deep queue fills every batch without a timer. Where several are idle
+they share what there is, lest one computes all of it while the others look on. An optional linger
 makes the first job of a batch wait a little for others.
 
 Order within a batch: a job older than ``max_age_s`` first, whatever its lane (nothing starves);
@@ -16,15 +17,19 @@ no two of those at a time.
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 __all__ = ["BatchLimits", "Batcher", "Lane", "Size", "TimeLimits", "Waiting"]
 
 _OLD_BULK_SHARE = 4
 """Old bulk jobs go before interactive ones in this part of a batch: a quarter."""
+
+_LEAST_SHARED_ROWS = 16
+"""Fewer texts than these stay together: shared, they would cost more passes for little time."""
 
 RequestT = TypeVar("RequestT")
 TimeLimits: TypeAlias = tuple[float | None, float | None]
@@ -195,17 +200,22 @@ class Batcher(Generic[RequestT]):
         full = rows >= self.limits.max_rows or tokens >= self.limits.max_tokens
         return min(heads) if full else min(heads) + self.limits.linger_s
 
-    def next_batch(self, now_s: float, *, trying: bool = False) -> list[Waiting[RequestT]]:
+    def next_batch(
+        self, now_s: float, *, idle: int = 1, trying: bool = False
+    ) -> list[Waiting[RequestT]]:
         """Take the next batch; empty if none is ripe. The caller knows that a process is idle.
 
         Args:
             now_s: the time, in monotonic seconds.
+            idle: processes that have nothing to do: they share what waits.
             trying: whether a job on trial runs now.
         """
         ripe_at_s = self.ripe_at_s()
         if ripe_at_s is None or ripe_at_s > now_s:
             return []
-        batch: _Filling[RequestT] = _Filling(self.limits)
+        share = max(_LEAST_SHARED_ROWS, math.ceil(self.size().rows / idle))
+        limits = replace(self.limits, max_rows=min(self.limits.max_rows, share))
+        batch: _Filling[RequestT] = _Filling(limits)
         while queue := self._choose(now_s, batch, trying=trying):
             job = queue[0]
             if not batch.has_room(job):

@@ -133,9 +133,9 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
 
     def pump(self) -> None:
         """Dispatch while a process is idle and a batch is ripe."""
-        while len(self.batcher) and self.open and self.idle > self.trials.beginning:
+        while len(self.batcher) and self.open and (idle := self.idle) > self.trials.beginning:
             now_s = time.monotonic()
-            taken = self.batcher.next_batch(now_s, trying=self._trying)
+            taken = self.batcher.next_batch(now_s, idle=idle, trying=self._trying)
             if not taken:
                 ripe_at_s = self.batcher.ripe_at_s()
                 if ripe_at_s is not None and ripe_at_s > now_s:

@@ -41,15 +41,15 @@ jobs = st.builds(
 )
 
 
-@given(st.lists(jobs, max_size=60), st.floats(0, 40))
+@given(st.lists(jobs, max_size=60), st.floats(0, 40), st.integers(1, 9))
 def test_every_job_leaves_exactly_once_in_batches_within_the_bounds(
-    waiting: list[Waiting[int]], now_s: float
+    waiting: list[Waiting[int]], now_s: float, idle: int
 ) -> None:
     """Emptying the batcher yields each job once; a batch over a bound holds a single job."""
     batcher = filled(*waiting)
     out: list[Waiting[int]] = []
     while batcher.ripe_at_s() is not None:
-        batch = batcher.next_batch(now_s + 20)
+        batch = batcher.next_batch(now_s + 20, idle=idle)
         assert batch
         if len(batch) > 1:
             assert sum(each.rows for each in batch) <= LIMITS.max_rows
@@ -85,6 +85,19 @@ def test_while_a_job_is_on_trial_no_other_one_goes(waiting: list[Waiting[int]]) 
         out += batch
     assert sorted(map(id, out)) == sorted(id(each) for each in waiting if not each.trial)
     assert len(batcher) == sum(each.trial for each in waiting)
+
+
+@given(st.integers(1, 2_000), st.integers(1, 16))
+def test_idle_processes_share_what_waits(count: int, processes: int) -> None:
+    """All get a batch or none is left; none has a share above a full batch, none one too small."""
+    limits = BatchLimits(max_rows=64, max_tokens=10_000)
+    batcher = filled(*map(job, range(count)), limits=limits)
+    rows = [len(batcher.next_batch(0.0, idle=idle)) for idle in range(processes, 0, -1)]
+    assert sum(rows) == min(count, 64 * processes)
+    shares = [each for each in rows if each]
+    assert max(shares) <= max(16, -(-count // processes))
+    assert len(shares) == processes or min(shares[:-1], default=16) == 16
+    assert max(shares) - min(shares) <= 1 or max(shares) == 16
 
 
 def test_a_lone_job_goes_at_once() -> None:
