@@ -213,9 +213,7 @@ class Batcher(Generic[RequestT]):
         ripe_at_s = self.ripe_at_s()
         if ripe_at_s is None or ripe_at_s > now_s:
             return []
-        share = max(_LEAST_SHARED_ROWS, math.ceil(self.size().rows / idle))
-        limits = replace(self.limits, max_rows=min(self.limits.max_rows, share))
-        batch: _Filling[RequestT] = _Filling(limits)
+        batch: _Filling[RequestT] = _Filling(self._shared(idle))
         while queue := self._choose(now_s, batch, trying=trying):
             job = queue[0]
             if not batch.has_room(job):
@@ -228,6 +226,13 @@ class Batcher(Generic[RequestT]):
             if job.suspect or job.trial:
                 break
         return batch.jobs
+
+    def _shared(self, idle: int) -> BatchLimits:
+        """The bounds of a batch that leaves as much for each other idle process."""
+        rows, tokens = self.size()
+        # By tokens: what a batch takes a process depends on them, not on the number of texts.
+        share = math.ceil(tokens * max(1 / idle, _LEAST_SHARED_ROWS / max(rows, 1)))
+        return replace(self.limits, max_tokens=min(self.limits.max_tokens, share))
 
     def _choose(
         self, now_s: float, batch: _Filling[RequestT], *, trying: bool

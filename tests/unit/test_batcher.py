@@ -87,17 +87,26 @@ def test_while_a_job_is_on_trial_no_other_one_goes(waiting: list[Waiting[int]]) 
     assert len(batcher) == sum(each.trial for each in waiting)
 
 
-@given(st.integers(1, 2_000), st.integers(1, 16))
-def test_idle_processes_share_what_waits(count: int, processes: int) -> None:
-    """All get a batch or none is left; none has a share above a full batch, none one too small."""
-    limits = BatchLimits(max_rows=64, max_tokens=10_000)
-    batcher = filled(*map(job, range(count)), limits=limits)
-    rows = [len(batcher.next_batch(0.0, idle=idle)) for idle in range(processes, 0, -1)]
-    assert sum(rows) == min(count, 64 * processes)
-    shares = [each for each in rows if each]
-    assert max(shares) <= max(16, -(-count // processes))
-    assert len(shares) == processes or min(shares[:-1], default=16) == 16
-    assert max(shares) - min(shares) <= 1 or max(shares) == 16
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=400), st.integers(1, 16))
+def test_idle_processes_share_what_waits(tokens: list[int], processes: int) -> None:
+    """None has more than its part of the tokens, nor more than 16 texts if that is less."""
+    limits = BatchLimits(max_rows=400, max_tokens=400 * 500)
+    batcher = filled(*(job(n, tokens=each) for n, each in enumerate(tokens)), limits=limits)
+    for idle in range(processes, 0, -1):
+        rows, waiting = batcher.size()
+        batch = batcher.next_batch(0.0, idle=idle)
+        share = -(-waiting // idle)
+        assert len(batch) <= 1 or sum(each.tokens for each in batch) <= max(
+            share, -(-16 * waiting // rows)
+        )
+    assert len(batcher) == 0
+
+
+def test_shares_are_even_and_not_too_small() -> None:
+    """A hundred alike are fifty each; of twenty the first process takes sixteen."""
+    for count, expected in ((100, [50, 50]), (20, [16, 4]), (3, [3, 0])):
+        batcher = filled(*map(job, range(count)), limits=BatchLimits(256, 32_768))
+        assert [len(batcher.next_batch(0.0, idle=idle)) for idle in (2, 1)] == expected
 
 
 def test_a_lone_job_goes_at_once() -> None:
