@@ -16,6 +16,7 @@ weights, made on the spot, by:
 
 All but the pipeline and ``padded`` cut their micro-batches at the same 1,024 padded tokens. Before
 the first round each runs the first quarter of a workload's texts, unmeasured.
+``--contenders`` names some, for a run of many texts that doesn't wait for the slow ones.
 
 ``agreement`` is the share of texts that get the label of the float32 pipeline. What each dtype does
 to golem-mini's answers to SST-2's dev sentences, ``accuracy`` included, is told of ``sst2_dev``.
@@ -42,6 +43,7 @@ os.environ.update({**CPU_ENVIRONMENT, **os.environ})
 
 from benchmarks.backlog import Bench
 from benchmarks.contenders import GOLEM, RunningWorker
+from benchmarks.engine_ratios import ratios
 from benchmarks.loops import (
     BUDGET_TOKENS,
     Case,
@@ -61,7 +63,6 @@ from benchmarks.report import (
     percentile,
     progress,
     publish,
-    ratio,
     summarise,
 )
 from benchmarks.runtimes import runtime_loops
@@ -77,21 +78,9 @@ MODELS = {"base": 1.0, "mini": 4.0}
 """How many times as many texts a model gets."""
 BATCH_SIZES = (1, 8, 32, 64, 256)
 _REFERENCE = 64
+_BEST = "pipeline_best"
 _SINGLES = 40
 
-_RATIOS = (
-    ("end_to_end", "limit"),
-    ("end_to_end", "pipeline_best"),
-    ("default", "limit"),
-    ("default", "pipeline_best"),
-    ("default", "padded"),
-    ("float32", "limit_float32"),
-    ("float32", "pipeline_best"),
-    ("float32", "pipeline_64"),
-    ("onnx_float32", "limit_float32"),
-    ("onnx_int8", "limit"),
-    ("openvino", "limit"),
-)
 _DTYPES = ("auto", "float32", "int8")
 
 Rounds = dict[str, list[Round]]
@@ -123,7 +112,13 @@ class Queue:
 
 
 def measure(
-    *, texts: Texts, models: Sequence[str], workloads: Sequence[str], rounds: int, scale: float
+    *,
+    texts: Texts,
+    models: Sequence[str],
+    workloads: Sequence[str],
+    rounds: int,
+    scale: float,
+    contenders: Sequence[str] = (),
 ) -> Report:
     """Run every contender on every workload in turn, `rounds` times.
 
@@ -133,6 +128,7 @@ def measure(
         workloads: of `benchmarks.workloads.WORKLOADS`.
         rounds: how often.
         scale: share of `COUNTS`.
+        contenders: who runs; all if none is named.
     """
     found: Rounds = {}
     notes: dict[str, str] = {}
@@ -143,12 +139,18 @@ def measure(
                 name: max(1, round(COUNTS[name] * MODELS[model] * scale)) for name in workloads
             }
             drawn = {name: workload(name, texts, count) for name, count in counts.items()}
-            _measure_model(model, folder, drawn, rounds, found, notes)
+            _measure_model(model, folder, drawn, rounds, contenders, found, notes)
         if texts.gold and "mini" in models:
             _measure_answers(texts, found)
     results: dict[str, dict[str, Figure]] = {name: summarise(each) for name, each in found.items()}
-    asked = {"rounds": rounds, "models": list(models), "scale": scale, "counts": dict(COUNTS)}
-    return Report("engine", asked, dict(results), _ratios(results, models, workloads), notes)
+    asked = {
+        "rounds": rounds,
+        "models": list(models),
+        "scale": scale,
+        "counts": dict(COUNTS),
+        "contenders": list(contenders),
+    }
+    return Report("engine", asked, dict(results), ratios(results, models, workloads), notes)
 
 
 def _measure_model(
@@ -156,6 +158,7 @@ def _measure_model(
     folder: Path,
     drawn: Mapping[str, list[str]],
     rounds: int,
+    wanted: Sequence[str],
     found: Rounds,
     notes: dict[str, str],
 ) -> None:
@@ -172,7 +175,8 @@ def _measure_model(
     }
     with ExitStack() as running:
         scratch = running.enter_context(TemporaryDirectory(prefix="golem-runtimes-"))
-        loops |= runtime_loops(float32, Path(scratch))
+        if not wanted or set(wanted) - {*loops, "end_to_end", _BEST}:
+            loops |= runtime_loops(float32, Path(scratch))
         bench = running.enter_context(Bench())
         env = {"GOLEM_MODEL": str(folder), "GOLEM_TOKEN_BUDGET": str(BUDGET_TOKENS)}
         worker = RunningWorker(GOLEM, bench.server, bench.folder, env=env)
@@ -183,12 +187,16 @@ def _measure_model(
         bench.warm_up(50)
         for name, texts in drawn.items():
             key = f"{model} {name}"
-            best, reference = _fastest(pipelines, texts, key)
-            notes[f"{key} best batch size of the pipeline"] = str(best)
-            contenders = loops | {"pipeline_best": pipelines[best]}
-            for run in _runs(contenders, queue, _warm(name), first[_warm(name)]).values():
+            contenders = dict(loops)
+            if not wanted or _BEST in wanted:
+                best, reference = _fastest(pipelines, texts, key)
+                notes[f"{key} best batch size of the pipeline"] = str(best)
+                contenders[_BEST] = pipelines[best]
+            else:
+                reference = loops["float32"].run(texts).labels
+            for run in _runs(contenders, wanted, queue, _warm(name), first[_warm(name)]).values():
                 run()  # unmeasured: the first of a round isn't colder than the last
-            runs = _runs(contenders, queue, name, texts)
+            runs = _runs(contenders, wanted, queue, name, texts)
             for number in range(rounds):
                 for contender, run in runs.items():
                     figures = _figures(*run(), reference)
@@ -207,7 +215,7 @@ def _warm(name: str) -> str:
 
 
 def _runs(
-    loops: Mapping[str, Loop], queue: Queue, name: str, texts: list[str]
+    loops: Mapping[str, Loop], wanted: Sequence[str], queue: Queue, name: str, texts: list[str]
 ) -> dict[str, Callable[[], tuple[Ran, float]]]:
     """What each contender does in a round; the limit comes right after what it is compared with."""
     runs: dict[str, Callable[[], tuple[Ran, float]]] = {
@@ -216,7 +224,8 @@ def _runs(
     for contender, loop in loops.items():
         runs[contender] = lambda loop=loop: timed(loop, texts)  # type: ignore[misc]
     order = ("limit", "end_to_end", "default")
-    return {key: runs[key] for key in order} | runs
+    ordered = {key: runs[key] for key in order} | runs
+    return {key: run for key, run in ordered.items() if not wanted or key in wanted}
 
 
 def _fastest(
@@ -270,25 +279,6 @@ def _one_by_one(loop: Loop, texts: Sequence[str]) -> Round:
     return {"p50_ms": percentile(took_ms, 0.5), "p95_ms": percentile(took_ms, 0.95)}
 
 
-def _ratios(
-    results: Mapping[str, Mapping[str, Figure]], models: Sequence[str], workloads: Sequence[str]
-) -> dict[str, float]:
-    found: dict[str, float | None] = {}
-    for model in models:
-        for name in workloads:
-            for over, under in _RATIOS:
-                if f"{over} {model} {name}" not in results:
-                    continue  # a runtime that isn't installed
-                a, b = (results[f"{each} {model} {name}"]["texts_per_s"] for each in (over, under))
-                found[f"{over}/{under} {model} {name}"] = ratio(a, b)
-        if {"outlier", "even"} <= set(workloads):
-            a, b = (results[f"default {model} {w}"]["tokens_per_s"] for w in ("outlier", "even"))
-            found[f"outlier/even tokens_per_s {model}"] = ratio(a, b)
-        a, b = (results[f"{each} {model} one"]["p50_ms"] for each in ("default", "pipeline_1"))
-        found[f"default/pipeline_1 p50 {model} one"] = ratio(a, b)
-    return {name: value for name, value in found.items() if value is not None}
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
     parser.add_argument("--data", type=Path, help="folder with sst2_glue and imdb_sample")
@@ -296,6 +286,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the texts")
+    parser.add_argument("--contenders", default="", help="names as above; all if unset")
     parser.add_argument("--plot", metavar="FILE.png")
     return parser.parse_args()
 
@@ -309,6 +300,7 @@ if __name__ == "__main__":
             workloads=given.workloads.split(","),
             rounds=given.rounds,
             scale=given.scale,
+            contenders=given.contenders.split(",") if given.contenders else (),
         ),
         given,
     )

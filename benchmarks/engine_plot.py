@@ -26,6 +26,8 @@ def _panel(model: str) -> Callable[[Any, dict[str, dict[str, Any]]], None]:
             if key.startswith(f"limit {model} ")
         }
         for number, (contender, (label, colour)) in enumerate(_BARS.items()):
+            if not results.keys() >= {f"{contender} {model} {name}" for name in limits}:
+                continue  # it wasn't asked for
             shares = [
                 results[f"{contender} {model} {name}"]["texts_per_s"]["median"] / limit
                 for name, limit in limits.items()
