@@ -53,7 +53,7 @@ CPU_ENVIRONMENT = {
     # ones: 400 of golem-mini's in bfloat16 took 800 MiB. `worker.bucketing` leaves a few dozen
     # sizes to the linear layers; the rest comes once and needs no keeping.
     "LRU_CACHE_CAPACITY": "16",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
 }
 
 
