@@ -2,8 +2,8 @@
 
 oneDNN compiles a kernel for each size of a matrix product, in 10 to 30 ms on one core, and keeps
 some of them. Micro-batches of texts have ever new sizes, so that a stream of short ones spends a
-third of its time on compiling, of a small model half. But a linear layer doesn't care which of its
-rows are tokens: with some rows more, whose answers are dropped, a few dozen sizes serve all.
+quarter of its time on compiling, with a small model four tenths. But a linear layer doesn't care
+which of its rows are tokens: with some more, whose answers are dropped, few sizes serve all.
 """
 
 from __future__ import annotations
