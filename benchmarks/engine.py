@@ -18,8 +18,9 @@ All but the pipeline and ``padded`` cut their micro-batches at the same 1,024 pa
 the first round each runs the first quarter of a workload's texts, unmeasured.
 ``--contenders`` names some, for a run of many texts that doesn't wait for the slow ones.
 
-``agreement`` is the share of texts that get the label of the float32 pipeline. What each dtype does
-to golem-mini's answers to SST-2's dev sentences, ``accuracy`` included, is told of ``sst2_dev``.
+``agreement`` is the share of texts that get the label of the float32 pipeline, or where its best
+batch size isn't asked for of Golem in float32. What each dtype does to golem-mini's answers to
+SST-2's dev sentences, ``accuracy`` included, is told of ``sst2_dev``.
 """
 
 from __future__ import annotations
