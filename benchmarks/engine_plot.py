@@ -9,8 +9,9 @@ __all__ = ["panels"]
 
 _BARS = {
     "end_to_end": ("through Redis, default", "#0f766e"),
-    "default": ("in process, default", "#5eead4"),
-    "float32": ("in process, float32", "#99f6e4"),
+    "limit_processes": ("length-sorted loop in processes", "#1f2937"),
+    "default": ("without a queue, default", "#5eead4"),
+    "float32": ("one process, float32", "#99f6e4"),
     "padded": ("padded loop, default dtype", "#fbbf24"),
     "pipeline_best": ("pipeline, its best batch size", "#d97706"),
     "pipeline_64": ("pipeline, batches of 64", "#64748b"),

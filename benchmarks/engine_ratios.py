@@ -10,10 +10,13 @@ __all__ = ["ratios"]
 
 _RATIOS = (
     ("end_to_end", "limit"),
+    ("end_to_end", "limit_processes"),
     ("end_to_end", "pipeline_best"),
-    ("default", "limit"),
+    ("default", "limit_processes"),
     ("default", "pipeline_best"),
     ("default", "padded"),
+    ("one_process", "limit"),
+    ("one_process", "pipeline_best"),
     ("float32", "limit_float32"),
     ("float32", "pipeline_best"),
     ("float32", "pipeline_64"),
@@ -36,10 +39,11 @@ def ratios(
                     continue  # a runtime that isn't installed, or one that wasn't asked for
                 a, b = (results[each]["texts_per_s"] for each in pair)
                 found[f"{over}/{under} {model} {name}"] = ratio(a, b)
-        pair = [f"default {model} {name}" for name in ("outlier", "even")]
-        if results.keys() >= set(pair):
-            a, b = (results[each]["tokens_per_s"] for each in pair)
-            found[f"outlier/even tokens_per_s {model}"] = ratio(a, b)
-        a, b = (results[f"{each} {model} one"]["p50_ms"] for each in ("default", "pipeline_1"))
-        found[f"default/pipeline_1 p50 {model} one"] = ratio(a, b)
+        for contender in ("default", "one_process"):
+            pair = [f"{contender} {model} {name}" for name in ("outlier", "even")]
+            if results.keys() >= set(pair):
+                a, b = (results[each]["tokens_per_s"] for each in pair)
+                found[f"outlier/even tokens_per_s {contender} {model}"] = ratio(a, b)
+        a, b = (results[f"{each} {model} one"]["p50_ms"] for each in ("one_process", "pipeline_1"))
+        found[f"one_process/pipeline_1 p50 {model} one"] = ratio(a, b)
     return {name: value for name, value in found.items() if value is not None}

@@ -69,8 +69,16 @@ class Case:
     tokenizer: Any
 
     @classmethod
-    def of(cls, folder: Path, dtype: str) -> Case:
-        """Load a folder's model on the CPU, in "float32", "bfloat16", "int8" or "auto".
+    def of(
+        cls, folder: Path, dtype: str, *, processes: int = 1, state_dir: Path | None = None
+    ) -> Case:
+        """Load a folder's model on the CPU.
+
+        Args:
+            folder: the model's.
+            dtype: "float32", "bfloat16", "int8" or "auto".
+            processes: that share the cores, of which this is one.
+            state_dir: where several keep the weights they share.
 
         Raises:
             ModelLoadError: the folder has none.
@@ -80,8 +88,9 @@ class Case:
                 "model": str(folder),
                 "device": "cpu",
                 "dtype": dtype,
-                "processes": 1,
+                "processes": processes,
                 "token_budget": BUDGET_TOKENS,
+                "state_dir": None if state_dir is None else str(state_dir),
             }
         )
         opened = open_model(settings)

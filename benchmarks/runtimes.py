@@ -18,7 +18,10 @@ import torch
 from benchmarks.loops import Case, SortedLoop
 from golem_tasks.errors import ConfigurationError
 
-__all__ = ["ONNX", "OPENVINO", "installed", "runtime_loops"]
+__all__ = ["ONNX", "OPENVINO", "RUNTIMES", "installed", "runtime_loops"]
+
+RUNTIMES = ("onnx_float32", "onnx_int8", "openvino")
+"""The contenders this module has."""
 
 ONNX = ("onnxruntime", "onnx", "onnxscript")
 OPENVINO = ("openvino", "onnx", "onnxscript")
