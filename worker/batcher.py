@@ -2,8 +2,11 @@
 
 The rule is: dispatch at once while a process is idle; while all are busy, collect. So a lone job
 never waits for company, and a deep queue fills every batch without a timer. Where several are idle
-they share what there is, lest one computes all of it while the others look on. An optional linger
-makes the first job of a batch wait a little for others.
+they share what there is, lest one computes all of it while the others look on; and where the others
+are busy but what is left wouldn't fill a batch for each, it is shared with them as well: batches
+get smaller towards the end of a backlog, so that all processes end at about the same time (guided
+self-scheduling, Polychronopoulos and Kuck 1987). An optional linger makes the first job of a batch
+wait a little for others.
 
 Order within a batch: a job older than ``max_age_s`` first, whatever its lane (nothing starves);
 then the interactive lane before bulk, then Celery's priority (0 is the highest), then arrival.
@@ -23,13 +26,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-__all__ = ["BatchLimits", "Batcher", "Lane", "Size", "TimeLimits", "Waiting"]
+__all__ = [
+    "LEAST_SHARED_TOKENS",
+    "BatchLimits",
+    "Batcher",
+    "Lane",
+    "Size",
+    "TimeLimits",
+    "Waiting",
+]
 
 _OLD_BULK_SHARE = 4
 """Old bulk jobs go before interactive ones in this part of a batch: a quarter."""
 
-_LEAST_SHARED_ROWS = 16
-"""Fewer texts than these stay together: shared, they would cost more passes for little time."""
+LEAST_SHARED_TOKENS = 512
+"""Fewer than these stay together: shared, they would cost more passes for little time."""
 
 RequestT = TypeVar("RequestT")
 TimeLimits: TypeAlias = tuple[float | None, float | None]
@@ -201,19 +212,27 @@ class Batcher(Generic[RequestT]):
         return min(heads) if full else min(heads) + self.limits.linger_s
 
     def next_batch(
-        self, now_s: float, *, idle: int = 1, trying: bool = False
+        self,
+        now_s: float,
+        *,
+        idle: int = 1,
+        busy: int = 0,
+        worth_tokens: int | None = None,
+        trying: bool = False,
     ) -> list[Waiting[RequestT]]:
         """Take the next batch; empty if none is ripe. The caller knows that a process is idle.
 
         Args:
             now_s: the time, in monotonic seconds.
             idle: processes that have nothing to do: they share what waits.
+            busy: processes that will take a part of it when they are done.
+            worth_tokens: fewer than these aren't left to one that is busy; None: nothing is.
             trying: whether a job on trial runs now.
         """
         ripe_at_s = self.ripe_at_s()
         if ripe_at_s is None or ripe_at_s > now_s:
             return []
-        batch: _Filling[RequestT] = _Filling(self._shared(idle))
+        batch: _Filling[RequestT] = _Filling(self._shared(idle, busy, worth_tokens))
         while queue := self._choose(now_s, batch, trying=trying):
             job = queue[0]
             if not batch.has_room(job):
@@ -227,11 +246,14 @@ class Batcher(Generic[RequestT]):
                 break
         return batch.jobs
 
-    def _shared(self, idle: int) -> BatchLimits:
-        """The bounds of a batch that leaves as much for each other idle process."""
-        rows, tokens = self.size()
+    def _shared(self, idle: int, busy: int, worth_tokens: int | None) -> BatchLimits:
+        """The bounds of a batch that leaves their part to the other processes."""
         # By tokens: what a batch takes a process depends on them, not on the number of texts.
-        share = math.ceil(tokens * max(1 / idle, _LEAST_SHARED_ROWS / max(rows, 1)))
+        tokens = self.size().tokens
+        share = math.ceil(tokens / idle)
+        if worth_tokens is not None:
+            share = min(share, max(math.ceil(tokens / (idle + busy)), worth_tokens))
+        share = max(share, LEAST_SHARED_TOKENS)
         return replace(self.limits, max_tokens=min(self.limits.max_tokens, share))
 
     def _choose(

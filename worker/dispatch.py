@@ -35,6 +35,8 @@ class Dispatch:
         patience_s: float | None = None,
     ) -> None:
         self.jobs = list(jobs)
+        self.tokens = sum(job.tokens for job in jobs)
+        """An estimate, in the unit of what waits."""
         self.cancelled = False
         """Whether a cold shutdown has already signalled the child."""
         self.figures: Figures | None = None

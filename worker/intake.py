@@ -135,7 +135,13 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         """Dispatch while a process is idle and a batch is ripe."""
         while len(self.batcher) and self.open and (idle := self.idle) > self.trials.beginning:
             now_s = time.monotonic()
-            taken = self.batcher.next_batch(now_s, idle=idle, trying=self._trying)
+            taken = self.batcher.next_batch(
+                now_s,
+                idle=idle,
+                busy=self.ready - idle,
+                worth_tokens=self._pace.worth_tokens,
+                trying=self._trying,
+            )
             if not taken:
                 ripe_at_s = self.batcher.ripe_at_s()
                 if ripe_at_s is not None and ripe_at_s > now_s:
@@ -308,7 +314,8 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         self.dispatches.discard(dispatch)
         if dispatch.figures is not None:
             self.tally.ended(len(dispatch.jobs), dispatch.figures)
-            self._pace.ended(dispatch.figures.texts, time.monotonic() - dispatch.started_s)
+            took_s = time.monotonic() - dispatch.started_s
+            self._pace.ended(dispatch.figures.texts, dispatch.tokens, took_s)
             if self._pace.rows != self.batcher.limits.max_rows:
                 self.batcher.limits = replace(self.batcher.limits, max_rows=self._pace.rows)
         if dispatch.jobs[0].trial:

@@ -1,4 +1,4 @@
-"""How many texts a full dispatch has: more, the faster a process gets through them. Pure.
+"""How fast processes are, and so how many texts a full dispatch has. Pure.
 
 What a dispatch costs beside its texts (its way to the process and back, four round trips to Redis)
 is some milliseconds. Shared by `LEAST_ROWS` texts that is nothing for a model that needs a second
@@ -20,30 +20,39 @@ _SMOOTHING = 0.2
 
 
 class Pace:
-    """The rows of a full dispatch, as the latest ones suggest.
+    """What the latest dispatches tell of the speed of a process.
 
     Args:
-        fixed: the rows, if they are set; else None.
+        fixed: the rows of a full dispatch, if they are set; else None.
     """
 
     def __init__(self, fixed: int | None) -> None:
         self._fixed = fixed
-        self._rows_per_s = 0.0
+        self._rows_per_s: float | None = None
+        self._tokens_per_s: float | None = None
 
     @property
     def rows(self) -> int:
         """Texts of a full dispatch."""
         if self._fixed is not None:
             return self._fixed
-        return max(LEAST_ROWS, min(MOST_ROWS, int(self._rows_per_s * FULL_S)))
+        return max(LEAST_ROWS, min(MOST_ROWS, int((self._rows_per_s or 0) * FULL_S)))
 
-    def ended(self, rows: int, took_s: float) -> None:
+    @property
+    def worth_tokens(self) -> int | None:
+        """Tokens that take a process `FULL_S`; None before the first dispatch of that size."""
+        return None if self._tokens_per_s is None else int(self._tokens_per_s * FULL_S)
+
+    def ended(self, rows: int, tokens: int, took_s: float) -> None:
         """Learn from a dispatch of so many texts, from when it was sent until it was answered.
 
-        A small one says nothing: what it costs beside its texts is most of it.
+        A small one that was quick says nothing: what it costs beside its texts is most of it.
         """
-        if rows < LEAST_ROWS // 2 or took_s <= 0:
+        if took_s <= 0 or (rows < LEAST_ROWS // 2 and took_s < FULL_S):
             return
-        speed = rows / took_s
-        known = self._rows_per_s or speed
-        self._rows_per_s = known + _SMOOTHING * (speed - known)
+        self._rows_per_s = _smoothed(self._rows_per_s, rows / took_s)
+        self._tokens_per_s = _smoothed(self._tokens_per_s, tokens / took_s)
+
+
+def _smoothed(known: float | None, new: float) -> float:
+    return new if known is None else known + _SMOOTHING * (new - known)

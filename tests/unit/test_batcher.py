@@ -3,9 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.batcher import Batcher, BatchLimits, Lane, Waiting
+from worker.batcher import LEAST_SHARED_TOKENS, Batcher, BatchLimits, Lane, Waiting
 
 LIMITS = BatchLimits(max_rows=8, max_tokens=100, max_age_s=5.0)
+WIDE = BatchLimits(max_rows=400, max_tokens=400 * 500)
 
 
 def job(name: int, **changes: object) -> Waiting[int]:
@@ -17,6 +18,11 @@ def job(name: int, **changes: object) -> Waiting[int]:
 def names(batch: list[Waiting[int]]) -> list[int]:
     """The requests of a batch."""
     return [waiting.request for waiting in batch]
+
+
+def total(batch: list[Waiting[int]]) -> int:
+    """The tokens of a batch."""
+    return sum(waiting.tokens for waiting in batch)
 
 
 def filled(*jobs: Waiting[int], limits: BatchLimits = LIMITS) -> Batcher[int]:
@@ -89,23 +95,67 @@ def test_while_a_job_is_on_trial_no_other_one_goes(waiting: list[Waiting[int]]) 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=400), st.integers(1, 16))
 def test_idle_processes_share_what_waits(tokens: list[int], processes: int) -> None:
-    """None has more than its part of the tokens, nor more than 16 texts if that is less."""
-    limits = BatchLimits(max_rows=400, max_tokens=400 * 500)
-    batcher = filled(*(job(n, tokens=each) for n, each in enumerate(tokens)), limits=limits)
+    """None has more than its part of the tokens, nor more than a few hundred if that is less."""
+    batcher = filled(*(job(n, tokens=each) for n, each in enumerate(tokens)), limits=WIDE)
     for idle in range(processes, 0, -1):
-        rows, waiting = batcher.size()
+        share = -(-batcher.size().tokens // idle)
         batch = batcher.next_batch(0.0, idle=idle)
-        share = -(-waiting // idle)
-        assert len(batch) <= 1 or sum(each.tokens for each in batch) <= max(
-            share, -(-16 * waiting // rows)
-        )
+        assert len(batch) <= 1 or total(batch) <= max(share, LEAST_SHARED_TOKENS)
     assert len(batcher) == 0
 
 
+@given(
+    st.lists(st.integers(1, 500), min_size=1, max_size=400),
+    st.integers(1, 4),
+    st.integers(0, 12),
+    st.integers(0, 50_000),
+)
+def test_what_is_left_is_shared_with_the_busy_as_well(
+    tokens: list[int], idle: int, busy: int, worth_tokens: int
+) -> None:
+    """A batch is its part among all processes, if that is worth it, but for less than a job."""
+    batcher = filled(*(job(n, tokens=each) for n, each in enumerate(tokens)), limits=WIDE)
+    part = max(-(-sum(tokens) // (idle + busy)), worth_tokens)
+    share = max(min(part, -(-sum(tokens) // idle)), LEAST_SHARED_TOKENS)
+    batch = batcher.next_batch(0.0, idle=idle, busy=busy, worth_tokens=worth_tokens)
+    assert len(batch) == 1 or total(batch) <= share
+    if len(batch) < len(tokens):
+        assert total(batch) + tokens[len(batch)] > share
+
+
+@given(
+    st.lists(st.integers(1, 500), min_size=1, max_size=400),
+    st.integers(1, 8),
+    st.integers(1, 4_000),
+)
+def test_processes_end_a_backlog_together(
+    tokens: list[int], processes: int, worth_tokens: int
+) -> None:
+    """Each takes a batch when it is done with its last, and none has much to do after another.
+
+    Much is more than what isn't worth sharing and the longest job.
+    """
+    batcher = filled(*(job(n, tokens=each) for n, each in enumerate(tokens)), limits=WIDE)
+    ends = [0] * processes
+    while len(batcher):
+        now = min(ends)
+        idle = ends.count(now)
+        batch = batcher.next_batch(0.0, idle=idle, busy=processes - idle, worth_tokens=worth_tokens)
+        ends[ends.index(now)] += total(batch)
+    assert max(ends) - min(ends) <= max(worth_tokens, LEAST_SHARED_TOKENS) + max(tokens)
+
+
+def test_a_fast_process_leaves_nothing_to_a_busy_one() -> None:
+    """Nor does one whose speed isn't known yet."""
+    for worth_tokens in (None, 1_000):
+        batcher = filled(*map(job, range(100)), limits=WIDE)
+        assert len(batcher.next_batch(0.0, idle=1, busy=3, worth_tokens=worth_tokens)) == 100
+
+
 def test_shares_are_even_and_not_too_small() -> None:
-    """A hundred alike are fifty each; of twenty the first process takes sixteen."""
-    for count, expected in ((100, [50, 50]), (20, [16, 4]), (3, [3, 0])):
-        batcher = filled(*map(job, range(count)), limits=BatchLimits(256, 32_768))
+    """A hundred alike, of twenty tokens, are fifty each; of forty the first process gets 25."""
+    for count, expected in ((100, [50, 50]), (40, [25, 15]), (3, [3, 0])):
+        batcher = filled(*(job(n, tokens=20) for n in range(count)), limits=WIDE)
         assert [len(batcher.next_batch(0.0, idle=idle)) for idle in (2, 1)] == expected
 
 

@@ -13,7 +13,7 @@ SPEEDS = st.floats(1.0, 1e6)  # texts a second
 def after(pace: Pace, rows_per_s: float, *, dispatches: int) -> int:
     """The rows once a process has answered so many full dispatches at this speed."""
     for _ in range(dispatches):
-        pace.ended(pace.rows, pace.rows / rows_per_s)
+        pace.ended(pace.rows, 20 * pace.rows, pace.rows / rows_per_s)
     return pace.rows
 
 
@@ -41,11 +41,37 @@ def test_it_follows_when_texts_grow_longer_or_shorter(before: float, now: float)
     assert abs(rows[-1] - max(LEAST_ROWS, min(MOST_ROWS, int(now * FULL_S)))) <= 1
 
 
-@given(st.integers(0, LEAST_ROWS // 2 - 1), st.floats(0, 10))
-def test_a_small_dispatch_says_nothing(rows: int, took_s: float) -> None:
+@given(
+    st.integers(0, LEAST_ROWS // 2 - 1),
+    st.integers(0, 100_000),
+    st.floats(0, FULL_S, exclude_max=True),
+)
+def test_a_small_dispatch_that_was_quick_says_nothing(
+    rows: int, tokens: int, took_s: float
+) -> None:
     """A lone job takes milliseconds whatever the model does."""
     pace = Pace(None)
+    pace.ended(rows, tokens, took_s)
+    assert pace.worth_tokens is None
     after(pace, 3000.0, dispatches=3)
-    before = pace.rows
-    pace.ended(rows, took_s)
-    assert pace.rows == before
+    before = pace.rows, pace.worth_tokens
+    pace.ended(rows, tokens, took_s)
+    assert (pace.rows, pace.worth_tokens) == before
+
+
+@given(st.integers(1, 4096), SPEEDS)
+def test_what_is_worth_sharing_takes_a_quarter_of_a_second(fixed: int, rows_per_s: float) -> None:
+    """Also where the rows of a dispatch are set; twenty tokens each."""
+    pace = Pace(max(fixed, LEAST_ROWS))
+    after(pace, rows_per_s, dispatches=3)
+    assert pace.worth_tokens is not None
+    assert abs(pace.worth_tokens - int(20 * rows_per_s * FULL_S)) <= 1
+
+
+@given(st.floats(FULL_S, 60))
+def test_few_long_texts_tell_the_speed(took_s: float) -> None:
+    """A dispatch of ten documents is full by its tokens, and slow by them."""
+    pace = Pace(None)
+    pace.ended(10, 5_000, took_s)
+    assert pace.worth_tokens == int(5_000 / took_s * FULL_S)
+    assert pace.rows == LEAST_ROWS
