@@ -24,7 +24,7 @@ from benchmarks.loops import (
     timed,
 )
 from benchmarks.runtimes import RUNTIMES, runtime_loops
-from golem_tasks.errors import GolemError
+from golem_tasks.errors import GolemError, ModelLoadError
 from worker.processes import count
 from worker.settings import WorkerSettings
 
@@ -38,10 +38,12 @@ BEST = "pipeline_best"
 BATCH_SIZES = (1, 8, 32, 64, 256)
 _REFERENCE = 64
 _IN_CREW = {"default": "golem", "limit_processes": "sorted"}
+_INT8, _COMPILED = "int8", "compiled"
 
 CONTENDERS = (
     # Those that are compared run right after each other.
     "limit", END_TO_END, "limit_processes", "default", "one_process",
+    _INT8, _COMPILED,
     "limit_float32", "float32", BEST, f"pipeline_{_REFERENCE}", "padded", *RUNTIMES,
 )  # fmt: skip
 
@@ -49,9 +51,10 @@ CONTENDERS = (
 class Queue:
     """The way through Redis: a worker that is up, and backlogs for it."""
 
-    def __init__(self, bench: Bench, worker: RunningWorker) -> None:
+    def __init__(self, bench: Bench, worker: RunningWorker, max_tokens: int) -> None:
         self._bench = bench
         self._worker = worker
+        self._max_tokens = max_tokens
         self._ids: dict[str, Sequence[str]] = {}
 
     def prepare(self, name: str, texts: Sequence[str]) -> None:
@@ -71,7 +74,15 @@ class Queue:
         metas = [json.loads(value) for value in raw if value is not None]
         if any(meta["status"] != "SUCCESS" for meta in metas) or len(metas) != len(ids):
             raise GolemError(f"Not every text of {name} was answered; see the worker's log.")
-        return Ran([meta["result"]["label"] for meta in metas]), drained.wall_s
+        answers = [meta["result"] for meta in metas]
+        lengths = [min(answer["tokens"], self._max_tokens) for answer in answers]
+        # A text's part of its micro-batch, padding included; added up, they are all micro-batches.
+        padded = sum(
+            length / (1 - answer["timing"]["padding_share"])
+            for length, answer in zip(lengths, answers, strict=True)
+        )
+        labels = [answer["label"] for answer in answers]
+        return Ran(labels, sum(lengths), round(padded)), drained.wall_s
 
 
 class Field:
@@ -109,10 +120,15 @@ class Field:
         self._scratch = scratch
         self._backlogs = backlogs
         self._queue: Queue | None = None
+        self._failed: dict[str, str] = {}
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as running:
+            if _INT8 in self.wanted:
+                self.loops[_INT8] = GolemLoop(Case.of(self._folder, "int8"))
+            if _COMPILED in self.wanted:
+                self._compile()
             if not _unwanted(self.wanted, RUNTIMES):
                 self.loops |= runtime_loops(self.float32, self._scratch)
             if not _unwanted(self.wanted, _IN_CREW):
@@ -133,9 +149,10 @@ class Field:
         self._running.close()
 
     @property
-    def missing(self) -> list[str]:
-        """Contenders that were asked for and whose runtime isn't installed."""
-        return [name for name in RUNTIMES if name in self.wanted and name not in self.loops]
+    def missing(self) -> dict[str, str]:
+        """Contenders that were asked for and can't run here, and why."""
+        asked = [name for name in RUNTIMES if name in self.wanted and name not in self.loops]
+        return {**dict.fromkeys(asked, "isn't installed"), **self._failed}
 
     def runs(self, name: str, best: Loop | None) -> dict[str, Run]:
         """What each contender does with a workload, in the order they should run.
@@ -156,6 +173,12 @@ class Field:
                 found[contender] = lambda queue=queue: queue.run(name)  # type: ignore[misc]
         return found
 
+    def _compile(self) -> None:
+        try:
+            self.loops[_COMPILED] = GolemLoop(Case.of(self._folder, "auto", compiled=True))
+        except ModelLoadError as exc:  # there is no C++ compiler, say
+            self._failed[_COMPILED] = str(exc)
+
     def _worker(self, running: ExitStack) -> Queue:
         bench = running.enter_context(Bench())
         env = {
@@ -164,7 +187,7 @@ class Field:
             "GOLEM_PROCESSES": str(self.processes),
         }
         worker = RunningWorker(GOLEM, bench.server, bench.folder, env=env)
-        queue = Queue(bench, worker)
+        queue = Queue(bench, worker, self.one.engine.info.max_tokens)
         for name, texts in self._backlogs.items():
             queue.prepare(name, texts)
         running.enter_context(worker)

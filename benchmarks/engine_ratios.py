@@ -17,6 +17,8 @@ _RATIOS = (
     ("default", "padded"),
     ("one_process", "limit"),
     ("one_process", "pipeline_best"),
+    ("int8", "one_process"),
+    ("compiled", "one_process"),
     ("float32", "limit_float32"),
     ("float32", "pipeline_best"),
     ("float32", "pipeline_64"),
@@ -39,7 +41,7 @@ def ratios(
                     continue  # a runtime that isn't installed, or one that wasn't asked for
                 a, b = (results[each]["texts_per_s"] for each in pair)
                 found[f"{over}/{under} {model} {name}"] = ratio(a, b)
-        for contender in ("default", "one_process"):
+        for contender in ("end_to_end", "default", "one_process"):
             pair = [f"{contender} {model} {name}" for name in ("outlier", "even")]
             if results.keys() >= set(pair):
                 a, b = (results[each]["tokens_per_s"] for each in pair)

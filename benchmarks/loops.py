@@ -19,10 +19,9 @@ from transformers import pipeline as make_pipeline
 from golem_tasks.contract import Options, TextItem
 from golem_tasks.errors import JobError
 from worker.classifier import Classifier, Work
-from worker.engine import TorchEngine
+from worker.engine import TorchEngine, build
 from worker.loading import EMBEDDED_FOLDER
 from worker.settings import WorkerSettings
-from worker.whitebox import open_model
 
 __all__ = [
     "Case",
@@ -32,6 +31,7 @@ __all__ = [
     "PipelineLoop",
     "Ran",
     "SortedLoop",
+    "padded_in_order",
     "save_base",
     "timed",
 ]
@@ -51,6 +51,8 @@ class Ran:
     """Real tokens computed, special ones included; 0 if the loop hides them."""
     padded_tokens: int = 0
     """Positions computed, padding included; 0 if the loop hides them."""
+    batch_size: int = 0
+    """Of batches in order of arrival, where the loop hides their positions."""
 
 
 class Loop(Protocol):
@@ -70,7 +72,13 @@ class Case:
 
     @classmethod
     def of(
-        cls, folder: Path, dtype: str, *, processes: int = 1, state_dir: Path | None = None
+        cls,
+        folder: Path,
+        dtype: str,
+        *,
+        processes: int = 1,
+        state_dir: Path | None = None,
+        compiled: bool = False,
     ) -> Case:
         """Load a folder's model on the CPU.
 
@@ -79,9 +87,10 @@ class Case:
             dtype: "float32", "bfloat16", "int8" or "auto".
             processes: that share the cores, of which this is one.
             state_dir: where several keep the weights they share.
+            compiled: whether the engine runs it through ``torch.compile``.
 
         Raises:
-            ModelLoadError: the folder has none.
+            ModelLoadError: the folder has none, or it can't be compiled here.
         """
         settings = WorkerSettings.model_validate(
             {
@@ -89,18 +98,25 @@ class Case:
                 "device": "cpu",
                 "dtype": dtype,
                 "processes": processes,
+                "compile": compiled,
                 "token_budget": BUDGET_TOKENS,
                 "state_dir": None if state_dir is None else str(state_dir),
             }
         )
-        opened = open_model(settings)
+        engine = build(settings, 0)
+        if compiled:
+            engine.warm_up(BUDGET_TOKENS)
         # A tokenizer of its own: Golem's has padding and truncation switched off for good.
-        return cls(opened.engine, opened.engine.loaded.model, AutoTokenizer.from_pretrained(folder))
+        return cls(engine, engine.loaded.model, AutoTokenizer.from_pretrained(folder))
 
     @property
     def labels(self) -> tuple[str, ...]:
         """In the order of the logits."""
         return self.engine.info.labels
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text as the model reads it, cut where it is too long."""
+        return [len(row) for row in self.tokenizer(list(texts), truncation=True)["input_ids"]]
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The model's logits, (B, C), for input ids and attention mask, (B, T) each."""
@@ -130,6 +146,12 @@ def save_base(folder: Path) -> Path:
     return folder
 
 
+def padded_in_order(lengths: Sequence[int], batch_size: int) -> int:
+    """Positions of batches in order of arrival, each padded to its longest text."""
+    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
+    return sum(len(batch) * max(batch) for batch in batches)
+
+
 class PipelineLoop:
     """Hugging Face's ``pipeline("text-classification")``, the reference."""
 
@@ -137,12 +159,12 @@ class PipelineLoop:
         self._pipe = make_pipeline(
             "text-classification", model=case.model, tokenizer=case.tokenizer, device="cpu"
         )
-        self._batch_size = batch_size
+        self.batch_size = batch_size
 
     def run(self, texts: Sequence[str]) -> Ran:
         """See `Loop`."""
-        answers = self._pipe(list(texts), batch_size=self._batch_size, truncation=True)
-        return Ran([answer["label"] for answer in answers])
+        answers = self._pipe(list(texts), batch_size=self.batch_size, truncation=True)
+        return Ran([answer["label"] for answer in answers], batch_size=self.batch_size)
 
 
 class PaddedLoop:

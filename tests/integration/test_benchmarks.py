@@ -47,6 +47,9 @@ def test_engine_compares_the_worker_with_loops_over_the_same_model(tmp_path: Pat
     content = run(
         "engine", "--rounds", "1", "--models", "mini", "--workloads", "short",
         "--scale", "0.05", "--plot", str(picture),
+        # All but the compiled one, which takes a minute to compile.
+        "--contenders", "limit,end_to_end,limit_processes,default,one_process,int8,limit_float32,"
+        "float32,pipeline_best,pipeline_64,padded,onnx_float32,onnx_int8,openvino",
     )  # fmt: skip
     for name in ("float32", "limit_float32", "pipeline_64", "onnx_float32"):
         assert content["results"][f"{name} mini short"]["agreement"]["median"] == 1
@@ -56,10 +59,21 @@ def test_engine_compares_the_worker_with_loops_over_the_same_model(tmp_path: Pat
     assert content["ratios"]["float32/pipeline_64 mini short"] > 0
     padding = {
         name: content["results"][f"{name} mini short"]["padding_share"]["median"]
-        for name in ("float32", "padded")
+        for name in ("end_to_end", "float32", "padded", "pipeline_64")
     }
-    assert padding["float32"] < padding["padded"]
+    assert max(padding["end_to_end"], padding["float32"]) < padding["padded"]
+    assert padding["padded"] == padding["pipeline_64"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_engine_tells_a_misspelt_contender() -> None:
+    """At once and with the names there are, not by leaving it away."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.engine", "--contenders", "limt,default"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "there is no limt; name some of limit,end_to_end," in done.stderr
 
 
 def test_threads_compares_one_process_with_two_that_share_its_cores() -> None:

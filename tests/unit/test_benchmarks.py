@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.backlog import make_texts
+from benchmarks.crew import deal
 from benchmarks.engines import Run, expected, fingerprint, noop, read_runs, simulated_gpu
 from benchmarks.growth import spread
 from benchmarks.latency import Answer, arrivals, figures
 from benchmarks.ledger import extra_runs, settle
+from benchmarks.loops import padded_in_order
 from benchmarks.procfs import Usage, pss_mib, usage
 from benchmarks.report import Figure, Report, percentile, ratio, significant, summarise
 from benchmarks.resets import schedule
@@ -238,3 +240,18 @@ def test_memory_that_processes_share_counts_once() -> None:
     mine = pss_mib(os.getpid())
     assert 1 < mine <= usage(os.getpid()).rss_mib + 1
     assert pss_mib(2**22 + 1) == 0
+
+
+@given(st.lists(st.integers(1, 512), max_size=200), st.integers(1, 8))
+def test_texts_are_dealt_out_once_and_evenly(lengths: list[int], count: int) -> None:
+    """Each text is in one share; a share's sum is at most the longest text above another's."""
+    shares = deal(lengths, count)
+    assert sorted(index for share in shares for index in share) == list(range(len(lengths)))
+    assert all(share == sorted(share) for share in shares)
+    sums = [sum(lengths[index] for index in share) for share in shares]
+    assert max(sums) - min(sums) <= max(lengths, default=0)
+
+
+def test_the_padding_of_batches_in_order_is_by_the_longest_of_each() -> None:
+    """Two by two: 3 and 1 take six positions, 2 and 5 ten, and a last one its own four."""
+    assert padded_in_order([3, 1, 2, 5, 4], 2) == 6 + 10 + 4
