@@ -19,9 +19,9 @@ weights, made on the spot, by:
 - ``onnx_float32``, ``onnx_int8`` and ``openvino``: that loop on other runtimes, where installed.
 
 The loops in the default dtype run the model as the worker prepares it, and all of them have its
-environment (`worker.child`). All but the pipeline and ``padded`` cut their micro-batches at the same
-1,024 padded tokens. Before the first round each runs the first quarter of a workload's texts,
-unmeasured. A round takes all workloads and all contenders in turn.
+environment (`worker.child`). All but the pipeline and ``padded`` cut their micro-batches at 1,024
+padded tokens. Before the first round each runs the first quarter of a workload's texts, unmeasured.
+A round takes all workloads and all contenders in turn.
 ``--contenders`` names some, for a run of many texts that doesn't wait for the slow ones.
 
 ``agreement`` is the share of texts that get the label of the float32 pipeline, or where its best

@@ -47,8 +47,6 @@ COUNTS = {"short": 768, "mixed": 160, "long": 64}
 MODELS = {"base": 1.0, "mini": 4.0}
 """How many times as many texts a model gets."""
 _SETTINGS = {
-    "GOLEM_MAX_ROWS": "64",
-    "GOLEM_MAX_DISPATCH_TOKENS": "4096",
     # Fixed, since each process would measure it while the other workers load.
     "GOLEM_TOKEN_BUDGET": str(BUDGET_TOKENS),
 }
