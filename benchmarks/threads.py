@@ -5,10 +5,9 @@
 A worker for each way of sharing the cores stands by, on a queue of its own; round after round they
 answer the same backlogs in turn, through Redis, in the default dtype. ``2x1`` is two processes of
 one thread each. Then each answers texts sent one at a time, which is what the number of threads
-of a process does for a lone job. Dispatches are short, so that the last ones, when not all
-processes have something to do, weigh little. ``texts_per_cpu_s`` counts the model processes' CPU
-time alone: what a busy machine leaves of a figure. ``models_pss_mib`` is their memory, a page that
-they share, as those of the weights, counted once.
+of a process does for a lone job. Settings are the defaults but for the token budget. What a busy
+machine leaves of the figures is ``texts_per_cpu_s``: of the model processes' CPU time alone.
+``models_pss_mib`` is their memory, a page that they share, as those of the weights, counted once.
 """
 
 from __future__ import annotations
