@@ -1,6 +1,8 @@
 """The loaded model: texts to rows, rows to logits.
 
-With `worker.loading` and `worker.device` the only place that knows torch.
+Where the model runs; what prepares it for that (`worker.loading`, `worker.device`,
+`worker.quantizing`, `worker.bucketing`, `worker.sharing`) and what shows it (`worker.whitebox`)
+knows torch too, and nothing else of the worker does.
 """
 
 from __future__ import annotations
@@ -43,8 +45,7 @@ class _Launched:
     def __init__(self, logits: torch.Tensor) -> None:
         # On CUDA this queues the one copy, into pinned memory, behind the kernels; nobody waits.
         self._host = logits.float().to("cpu", non_blocking=logits.is_cuda)  # (B, C)
-        # Blocking: else who waits for it burns a core, which another process could tokenize on.
-        self._copied = torch.Event("cuda", blocking=True) if logits.is_cuda else None
+        self._copied = _blocking_event() if logits.is_cuda else None
         if self._copied is not None:
             # On the stream the copy is on: by itself an event takes the current device's.
             self._copied.record(torch.cuda.current_stream(logits.device))
@@ -56,6 +57,15 @@ class _Launched:
                 self._copied.synchronize()
         logits: list[list[float]] = self._host.tolist()
         return logits
+
+
+def _blocking_event() -> torch.cuda.Event:
+    """An event whose waiter sleeps; else it burns a core, which another could tokenize on.
+
+    `torch.Event` takes the argument as well, and ignores it.
+    """
+    event: torch.cuda.Event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    return event
 
 
 @contextlib.contextmanager
@@ -164,6 +174,7 @@ class TorchEngine:
         gc.collect()  # a cycle may still hold a frame with tensors in it
         if self._device.type == "cuda":
             with _device_errors():
+                torch.cuda.synchronize(self._device)  # a lost one says so, whatever said memory
                 torch.cuda.empty_cache()
         elif self._device.type == "mps":
             torch.mps.empty_cache()

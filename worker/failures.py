@@ -14,7 +14,11 @@ _MEMORY_SIGNS = (
     "out of memory",  # torch on CUDA, HIP and MPS, and CUDA itself
     "not enough memory",  # torch's CPU allocator on Windows
     "t allocate memory",  # the same on Linux: "can't", and libc's "cannot allocate memory"
-    "alloc_failed",  # cuBLAS and cuDNN, whose work space is allocated beside torch's
+    "alloc_failed",  # cuBLAS, cuDNN and hipBLAS, whose work space is allocated beside torch's
+    "allocation_failed",  # cuDNN's newer names for it
+    # cuBLAS, asked for its first handle on a device that is full. On one that is lost it says the
+    # same; there giving memory back fails, with what tells the two apart (`TorchEngine`).
+    "blas_status_not_initialized",
     "bad_alloc",  # C++, where it comes through as a RuntimeError
 )
 
