@@ -10,23 +10,21 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
 from golem_tasks.errors import InferenceError, JobError
 from worker.ceiling import Ceiling, Trail
+from worker.chunking import Chunker
 from worker.decoding import Decoder, MicroBatch
 from worker.failures import failure, forget_frames, is_out_of_memory
 from worker.interfaces import Encoded, Engine, Launched
 from worker.packing import overhead_of, pack
-from worker.rows import Pending, Run, Work, doubtful, halves
+from worker.rows import Outcome, Pending, Run, Work, doubtful, halves
 
 __all__ = ["Classified", "Classifier", "MicroBatch", "Work"]
 
 logger = logging.getLogger(__name__)
-
-Outcome: TypeAlias = "dict[str, Any] | JobError"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +72,10 @@ class Classifier:
         self._clock = clock
         self._decoder = Decoder(engine.info)
         # A GPU is given the whole dispatch before anybody waits for the first of its answers, so
-        # that it always has the next micro-batch; a CPU computes during the launch itself.
+        # that it always has the next micro-batch, and its first before the rest is tokenized; a CPU
+        # computes during the launch itself, so that there one call tokenizes everything.
         self._launches_ahead = engine.info.device != "cpu"
+        self._chunker = Chunker(engine.info.max_tokens, engine.max_rows)
 
     @property
     def token_budget(self) -> int:
@@ -91,13 +91,18 @@ class Classifier:
         run = Run.of(works)
         before = self.token_budget
         self._trail = Trail(self._trail.ceiling)
-        self._encode(run, range(len(works)))
-        run.spread()
-        run.queue.extend(self._packed(run, list(range(len(run.rows))), ()))
-        self._forward(run)
+        self._forward(run, self._chunks(run))
         if self.token_budget != before:
             self._tell_ceiling(before)
-        return Classified(self._outcomes(run), run.micro_batches)
+        return Classified(_outcomes(run), run.micro_batches)
+
+    def _chunks(self, run: Run) -> Iterator[Sequence[int]]:
+        """What is tokenized, packed and launched together, in turn."""
+        if not self._launches_ahead:
+            yield range(len(run.works))
+            return
+        yield from self._chunker.chunks(run.works, self.token_budget)
+        self._chunker.learn(run.works, run.encoded)
 
     def _tell_ceiling(self, before: int) -> None:
         now, info = self._trail.ceiling, self._engine.info
@@ -162,15 +167,30 @@ class Classifier:
         left, right = halves(rows)
         return self._packed(run, left, failures) + self._packed(run, right, failures)
 
-    def _forward(self, run: Run) -> None:
-        """Run every pending micro-batch; answers are read in the order of the launches."""
+    def _forward(self, run: Run, chunks: Iterator[Sequence[int]]) -> None:
+        """Take chunk after chunk and run every micro-batch; answers are read in launching order.
+
+        Each micro-batch is waited for by itself, so that its texts are decoded while the device
+        computes those behind it. After one synchronisation for all of them the device would have
+        nothing to do during the decoding; and to be waited for costs it nothing.
+        """
         in_flight: deque[_InFlight] = deque()
         free_s = 0.0  # when the device had last finished something
-        while run.queue or in_flight:
+        while True:
             while run.queue and self._has_room(run.queue[0], in_flight):
                 self._launch_next(run, in_flight)
-            if in_flight:
+            if not run.queue and (chunk := next(chunks, None)) is not None:
+                self._take(run, chunk)
+            elif in_flight:
                 free_s = self._collect(run, in_flight.popleft(), free_s)
+            else:
+                return
+
+    def _take(self, run: Run, works: Sequence[int]) -> None:
+        """Tokenize and pack these works, for the device to compute next."""
+        self._encode(run, works)
+        if rows := run.spread(works):
+            run.queue.extend(self._packed(run, rows, ()))
 
     def _has_room(self, pending: Pending, in_flight: Sequence[_InFlight]) -> bool:
         if pending.alone or (in_flight and in_flight[0].pending.alone):
@@ -206,12 +226,17 @@ class Classifier:
         now_s = self._clock()
         forward_ms = round((now_s - max(flight.started_s, free_s)) * 1e3, 3)
         batch = MicroBatch(len(pending.rows), pending.longest, pending.tokens, forward_ms)
-        run.answer(pending.rows, logits, batch)
+        run.micro_batches.append(batch)
         self._trail.ran(pending.area, now_s)
-        if len(pending.rows) > 1 and (again := doubtful(pending.rows, logits)):
+        rows = pending.rows
+        if len(rows) > 1 and (again := doubtful(rows, logits)):
             # One row's NaN can reach its mates, by a scale they share in a quantized model, say;
             # nobody is blamed for it before he made it alone.
             self._run_halves(run, again)
+            asked_again = set(again)
+            sound = [i for i, row in enumerate(rows) if row not in asked_again]
+            rows, logits = [rows[i] for i in sound], [logits[i] for i in sound]
+        self._decode(run, run.answer(rows, logits, batch))
         return now_s
 
     def _rescue(self, run: Run, pending: Pending, exc: BaseException) -> None:
@@ -243,17 +268,12 @@ class Classifier:
             if half:
                 run.queue.appendleft(Pending.of(half, run.lengths(half)))
 
-    def _outcomes(self, run: Run) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        for index, encoded in enumerate(run.encoded):
-            if index in run.failed:
-                outcomes.append(run.failed[index])
-            elif encoded is None or (answers := run.answers(index)) is None:
-                cause = "the model never answered for this text"
-                outcomes.append(InferenceError.at("decode", cause))
-            else:
-                outcomes.append(self._decoded(run.works[index], encoded, *answers))
-        return outcomes
+    def _decode(self, run: Run, works: Sequence[int]) -> None:
+        """Make the outcomes of works whose rows are all answered."""
+        for index in works:
+            if (encoded := run.encoded[index]) is not None:
+                answers = run.answers(index, encoded)
+                run.decoded[index] = self._decoded(run.works[index], encoded, *answers)
 
     def _decoded(
         self,
@@ -270,6 +290,16 @@ class Classifier:
             if self._passes(exc):
                 raise
             return failure("decode", exc)
+
+
+def _outcomes(run: Run) -> list[Outcome]:
+    outcomes = []
+    for index in range(len(run.works)):
+        outcome = run.failed.get(index) or run.decoded.get(index)
+        if outcome is None:
+            outcome = InferenceError.at("decode", "the model never answered for this text")
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _check_count(came: int, sent: int, what: str) -> None:

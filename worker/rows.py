@@ -10,14 +10,17 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from golem_tasks.contract import Options, TextItem
 from golem_tasks.errors import JobError
 from worker.decoding import MicroBatch
 from worker.interfaces import Encoded, Row
 
-__all__ = ["Pending", "Run", "Work", "doubtful", "halves"]
+__all__ = ["Outcome", "Pending", "Run", "Work", "doubtful", "halves"]
+
+Outcome: TypeAlias = "dict[str, Any] | JobError"
+"""What becomes of a work: a prediction, or the reason there is none."""
 
 
 class Work(NamedTuple):
@@ -64,14 +67,18 @@ class Run:
     """Each work's rows; None where it failed before it had any."""
     failed: dict[int, JobError] = field(default_factory=dict)
     """Why a work has no answer, by its index."""
+    decoded: dict[int, Outcome] = field(default_factory=dict)
+    """What was made of a work's answers, by its index."""
     queue: deque[Pending] = field(default_factory=deque)
     micro_batches: list[MicroBatch] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    """Of all works in their order, the windows of a long text one after the other."""
+    """Of all works that were spread, the windows of a long text one after the other."""
     owners: list[int] = field(default_factory=list)
     """The work each row belongs to."""
     starts: list[int] = field(default_factory=list)
-    """The first row of each work, and the number of rows."""
+    """The first row of each work; what it says of one without rows means nothing."""
+    unanswered: list[int] = field(default_factory=list)
+    """How many of each work's rows wait for their logits."""
     logits: list[list[float] | None] = field(default_factory=list)
     """What came back for each row; None as long as nothing has."""
     batches: list[MicroBatch | None] = field(default_factory=list)
@@ -80,37 +87,55 @@ class Run:
     @classmethod
     def of(cls, works: Sequence[Work]) -> Run:
         """A dispatch at its beginning."""
-        return cls(works, [None] * len(works))
+        count = len(works)
+        return cls(works, [None] * count, starts=[0] * count, unanswered=[0] * count)
 
-    def spread(self) -> None:
-        """List the rows of what was encoded."""
-        for index, encoded in enumerate(self.encoded):
-            self.starts.append(len(self.rows))
+    def spread(self, indexes: Sequence[int]) -> list[int]:
+        """List the rows of these works, so far as they are encoded, and return their indexes."""
+        before = len(self.rows)
+        for index in indexes:
+            encoded = self.encoded[index]
             if encoded is not None:
+                self.starts[index] = len(self.rows)
+                self.unanswered[index] = len(encoded.rows)
                 self.rows += encoded.rows
                 self.owners += [index] * len(encoded.rows)
-        self.starts.append(len(self.rows))
-        self.logits = [None] * len(self.rows)
-        self.batches = [None] * len(self.rows)
+        added = range(before, len(self.rows))
+        self.logits += [None] * len(added)
+        self.batches += [None] * len(added)
+        return list(added)
 
     def lengths(self, rows: Sequence[int]) -> list[int]:
         """Tokens of each of these rows."""
         return [self.rows[i].length for i in rows]
 
-    def answer(self, rows: Sequence[int], logits: Sequence[list[float]], batch: MicroBatch) -> None:
-        """Note what a micro-batch answered for its rows."""
-        self.micro_batches.append(batch)
+    def answer(
+        self, rows: Sequence[int], logits: Sequence[list[float]], batch: MicroBatch
+    ) -> list[int]:
+        """Note what a micro-batch answered for its rows, each row once.
+
+        Returns:
+            The works whose last row that was.
+        """
+        owners, unanswered = self.owners, self.unanswered
+        complete = []
         for row, values in zip(rows, logits, strict=True):
             self.logits[row] = values
             self.batches[row] = batch
+            work = owners[row]
+            unanswered[work] -= 1
+            if not unanswered[work]:
+                complete.append(work)
+        return complete
 
-    def answers(self, work: int) -> tuple[list[list[float]], list[MicroBatch]] | None:
-        """What came back for a work's rows, and from where; None if not all were answered."""
-        rows = slice(self.starts[work], self.starts[work + 1])
-        batches = self.batches[rows]
-        if not all(batches):
-            return None
-        return cast("list[list[float]]", self.logits[rows]), cast("list[MicroBatch]", batches)
+    def answers(self, work: int, encoded: Encoded) -> tuple[list[list[float]], list[MicroBatch]]:
+        """What came back for a work's rows, all of which were answered, and from where."""
+        start = self.starts[work]
+        rows = slice(start, start + len(encoded.rows))
+        return (
+            cast("list[list[float]]", self.logits[rows]),
+            cast("list[MicroBatch]", self.batches[rows]),
+        )
 
 
 def doubtful(rows: Sequence[int], logits: Sequence[list[float]]) -> list[int]:

@@ -25,23 +25,28 @@ def encoded(rows: int) -> Encoded:
 def test_every_work_gets_what_came_back_for_its_own_rows(
     counts: list[int | None], data: st.DataObject
 ) -> None:
-    """In order, whatever the micro-batches were; nothing until the last of its rows is answered."""
+    """In whatever order works were spread and rows answered; complete with the last of its rows."""
     run = Run.of([Work(TextItem("a"), Options(), 0.0)] * len(counts))
     run.encoded = [None if count is None else encoded(count) for count in counts]
-    run.spread()
-    order = data.draw(st.permutations(range(len(run.rows))))
-    answered = order[: data.draw(st.integers(0, len(order)))]
-    for row in answered:
-        run.answer([row], [[float(row)]], MicroBatch(1, 1, 1, float(row)))
-    for work, count in enumerate(counts):
-        rows = [row for row, owner in enumerate(run.owners) if owner == work]
-        assert len(rows) == (count or 0)
-        answers = run.answers(work)
-        assert (answers is not None) == set(rows).issubset(answered)
-        if answers is not None:
-            logits, batches = answers
-            assert logits == [[float(row)] for row in rows]
-            assert [batch.forward_ms for batch in batches] == rows
+    works = data.draw(st.permutations(range(len(counts))))
+    some = data.draw(st.integers(0, len(counts)))
+    spread = run.spread(works[:some]) + run.spread(works[some:])
+    assert spread == list(range(len(run.rows)))
+    rows_of = {
+        work: [row for row, owner in enumerate(run.owners) if owner == work] for work in works
+    }
+    assert {work: len(rows) for work, rows in rows_of.items()} == {
+        work: count or 0 for work, count in enumerate(counts)
+    }
+    answered: set[int] = set()
+    for row in data.draw(st.permutations(spread)):
+        complete = run.answer([row], [[float(row)]], MicroBatch(1, 1, 1, float(row)))
+        answered.add(row)
+        assert complete == [run.owners[row]] * answered.issuperset(rows_of[run.owners[row]])
+        for work in complete:
+            logits, batches = run.answers(work, encoded(len(rows_of[work])))
+            assert logits == [[float(row)] for row in rows_of[work]]
+            assert [batch.forward_ms for batch in batches] == rows_of[work]
 
 
 @given(st.lists(LOGITS, max_size=6))
