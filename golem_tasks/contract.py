@@ -86,7 +86,7 @@ class Options(_Frozen):
 
     top_k: Annotated[int, Field(ge=0)] | None = None
     """How many labels ``scores`` lists, best first; None is all of them. With 0 the answer is the
-    label alone: no score is computed or sent."""
+    label alone: no score is sent, nor computed, but for windows that differ in their best."""
     logits: bool = False
     """Whether the prediction carries the raw logits, in the model's own label order."""
     on_long: OnLong = "truncate"
@@ -120,6 +120,7 @@ class Prediction(_Answer):
     """One text's answer."""
 
     label: str
+    """The one of the greatest logit, whatever ``top_k``; of windows, of the greatest average."""
     score: float = math.nan
     """Probability of ``label``; the raw value for a regression head; NaN with ``top_k=0``."""
     scores: dict[str, float] = {}

@@ -147,24 +147,32 @@ class Decoder:
     def _best(
         self, rows: Sequence[list[float]], weights: Sequence[int], top_k: int | None
     ) -> dict[str, Any]:
-        """The label, and the scores asked for."""
+        """The label, and the scores asked for.
+
+        The label is the logits' argmax, never the scores': an activation may round two logits to
+        the same score, as sigmoid does with 40 and 50, and the label mustn't depend on `top_k`.
+        """
         labels = self._labels
-        if top_k == 0 and len(rows) == 1:
-            # No activation changes which is the greatest.
-            return {"label": labels[max(range(len(labels)), key=rows[0].__getitem__)]}
+        best = _agreed(rows)
+        if top_k == 0 and best is not None:
+            return {"label": labels[best]}
         if len(rows) == 1:
             scores = self._activate(rows[0])
         else:
             scores = _mean([self._activate(logits) for logits in rows], weights)
-        if top_k is None and len(scores) == 2:  # noqa: PLR2004 - see softmax
-            best, other = (0, 1) if scores[0] >= scores[1] else (1, 0)
-            listed = {labels[best]: scores[best], labels[other]: scores[other]}
-            return {"label": labels[best], "score": scores[best], "scores": listed}
-        # Highest score first, equal ones in the order of the labels.
-        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
-        best = order[0]
+        if best is None:
+            best = scores.index(max(scores))
         if top_k == 0:
             return {"label": labels[best]}
+        if top_k is None and len(scores) == 2:  # noqa: PLR2004 - see softmax
+            other = 1 - best
+            listed = {labels[best]: scores[best], labels[other]: scores[other]}
+            return {"label": labels[best], "score": scores[best], "scores": listed}
+        # The label first, then the highest score; equal ones in the order of the labels.
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+        if order[0] != best:
+            order.remove(best)
+            order.insert(0, best)
         return {
             "label": labels[best],
             "score": scores[best],
@@ -176,6 +184,18 @@ class Decoder:
             cause = f"{len(logits)} logits came back for {len(self._labels)} labels"
             return InferenceError.at("forward", cause)
         return InferenceError.at("forward", "the model answered with NaN or infinity")
+
+
+def _agreed(rows: Sequence[list[float]]) -> int | None:
+    """The label every row puts first, and so their mean score, too; None if they differ.
+
+    Of equal logits the first counts.
+    """
+    best = rows[0].index(max(rows[0]))
+    for logits in rows[1:]:
+        if logits.index(max(logits)) != best:
+            return None
+    return best
 
 
 def _mean(rows: Sequence[list[float]], weights: Sequence[int]) -> list[float]:

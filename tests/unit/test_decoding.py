@@ -2,6 +2,10 @@
 
 import json
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +17,8 @@ from worker.decoding import Decoder, MicroBatch, activation_for, sigmoid, softma
 from worker.interfaces import Activation, Encoded, ModelInfo, Row
 
 FINITE = st.floats(-1e4, 1e4)
+ROW = st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=3)
+"""Logits of three labels, float32 as a model's are."""
 BATCH = MicroBatch(rows=4, longest=10, tokens=30, forward_ms=2.0)
 
 
@@ -81,11 +87,7 @@ def test_the_label_is_the_argmax_and_its_score_is_the_highest(
     assert answer.label == next(iter(answer.scores))
     assert answer.score == scores[0]
     assert len(scores) == len(logits)
-    best = int(answer.label.removeprefix("L"))
-    # Far from zero several scores may round to the same number; the winner is among them.
-    assert (
-        logits[best] == max(logits) or answer.scores[f"L{logits.index(max(logits))}"] == scores[0]
-    )
+    assert int(answer.label.removeprefix("L")) == logits.index(max(logits))
 
 
 @given(st.lists(FINITE, min_size=1, max_size=8), st.integers(1, 10))
@@ -145,15 +147,79 @@ def test_a_row_of_the_wrong_width_names_both_numbers() -> None:
         decoder.decode([[1.0, 2.0, 3.0]], encoded(1), Options(), 0.0, [BATCH])
 
 
-@given(st.lists(FINITE, min_size=1, max_size=8), st.sampled_from(Activation))
-def test_a_job_for_the_label_alone_gets_a_best_label_and_no_score(
-    logits: list[float], activation: Activation
+@given(st.lists(ROW, min_size=1, max_size=4), st.sampled_from(Activation))
+def test_the_label_is_the_same_whether_scores_are_asked_for_or_not(
+    rows: list[list[float]], activation: Activation
 ) -> None:
-    """With top_k=0 nothing but the label is computed or sent; no score is above its."""
-    alone, full = (decode(logits, Options(top_k=k), activation) for k in (0, None))
-    assert full.scores[alone.label] == full.score
+    """With top_k=0 nothing but the label is sent; of one row or many, it is the full answer's."""
+    decoder, text = Decoder(info(activation, "a", "b", "c")), encoded(*range(1, len(rows) + 1))
+    batches = [BATCH] * len(rows)
+    alone, one, full = (
+        Prediction.model_validate(decoder.decode(rows, text, Options(top_k=k), 0.0, batches))
+        for k in (0, 1, None)
+    )
+    assert alone.label == one.label == full.label == next(iter(full.scores))
+    assert one.scores == {full.label: full.score}
+    assert full.score == max(full.scores.values())
     assert math.isnan(alone.score)
     assert alone.scores == {}
+
+
+@pytest.mark.parametrize("rows", [[[40.0, 50.0]], [[40.0, 50.0], [45.0, 60.0]]])
+@pytest.mark.parametrize("top_k", [None, 0, 1])
+def test_the_label_is_the_argmax_of_the_logits_where_scores_cant_tell(
+    rows: list[list[float]], top_k: int | None
+) -> None:
+    """sigmoid(40) and sigmoid(50) are both exactly 1.0; the second logit is the greater."""
+    decoder, text = Decoder(info(Activation.SIGMOID, "a", "b")), encoded(*[1] * len(rows))
+    answer = decoder.decode(rows, text, Options(top_k=top_k), 0.0, [BATCH] * len(rows))
+    assert answer["label"] == "b"
+    assert next(iter(answer.get("scores", {"b": 1.0}))) == "b"
+
+
+@contextmanager
+def c_functions() -> Iterator[set[Any]]:
+    """The built-in functions that are called inside."""
+    seen: set[Any] = set()
+
+    def note(_frame: Any, event: str, function: Any) -> None:
+        if event == "c_call":
+            seen.add(function)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(before)
+
+
+@pytest.mark.parametrize("activation", [Activation.SOFTMAX, Activation.SIGMOID])
+@pytest.mark.parametrize("temperature", [None, 2.0])
+@pytest.mark.parametrize(
+    ("rows", "top_k", "computed"),
+    [
+        ([[1.0, 3.0, 2.0]], 0, False),
+        ([[1.0, 3.0, 2.0]], 1, True),
+        ([[1.0, 3.0, 2.0], [0.0, 9.0, 1.0]], 0, False),
+        ([[1.0, 3.0, 2.0], [0.0, 9.0, 1.0]], None, True),
+        ([[1.0, 3.0, 2.0], [9.0, 3.0, 1.0]], 0, True),
+    ],
+)
+def test_a_job_for_the_label_alone_computes_no_activation(
+    rows: list[list[float]],
+    top_k: int | None,
+    computed: bool,
+    temperature: float | None,
+    activation: Activation,
+) -> None:
+    """Seen by its exponentials. Only windows that disagree are weighed, which takes scores."""
+    labels = ("a", "b", "c")
+    told = ModelInfo("m", None, "float32", "cpu", labels, activation, 512, temperature)
+    decoder, text = Decoder(told), encoded(*[1] * len(rows))
+    with c_functions() as called:
+        decoder.decode(rows, text, Options(top_k=top_k), 0.0, [BATCH] * len(rows))
+    assert (math.exp in called) is computed
 
 
 @given(st.lists(FINITE, min_size=1, max_size=8), st.floats(0.1, 10))
@@ -178,4 +244,4 @@ def test_two_labels_get_the_very_numbers_of_the_general_rule(logits: list[float]
     assert softmax(logits) == [power / sum(powers) for power in powers]
     answer = decode(logits)
     assert list(answer.scores) == sorted(answer.scores, key=answer.scores.__getitem__, reverse=True)
-    assert answer.label == ("L0" if answer.scores["L0"] >= answer.scores["L1"] else "L1")
+    assert answer.label == ("L0" if logits[0] >= logits[1] else "L1")
