@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from worker.child import CPU_ENVIRONMENT
+from worker.machine import CPU_ENVIRONMENT
 
 # Read when torch is loaded, so before what loads it. The loops get what a worker's processes have:
 # with torch's own caches, texts that come again each round find their shapes prepared, as no real

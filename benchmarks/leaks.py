@@ -20,9 +20,10 @@ from benchmarks.workloads import texts_made_up
 from golem_tasks.contract import Options, TextItem
 from golem_tasks.errors import GolemError, TextTooLong
 from golem_tasks.settings import load as load_settings
-from worker.child import COLLECT_AFTER, set_environment
+from worker.child import COLLECT_AFTER
 from worker.classifier import Classifier, Work
 from worker.interfaces import Engine, Launched, Row
+from worker.machine import set_environment
 from worker.settings import WorkerSettings
 
 __all__ = ["measure"]

@@ -29,13 +29,14 @@ from worker.ceiling import Ceiling, warm_up
 from worker.classifier import Classifier
 from worker.frames import spare_positions
 from worker.interfaces import DeviceLost, Engine
+from worker.machine import set_environment
 from worker.origin import Traced, log_internal_errors
 from worker.processes import EX_CONFIG, report, settle_garbage
 from worker.runner import Runner, TracerClock
 from worker.settings import WorkerSettings
 from worker.sparing import spare_processes
 
-__all__ = ["COLLECT_AFTER", "CPU_ENVIRONMENT", "set_environment", "start"]
+__all__ = ["COLLECT_AFTER", "start"]
 
 logger = get_logger(__name__)
 
@@ -43,24 +44,6 @@ _OF_THE_WORKER_EXTRA = ("huggingface_hub", "numpy", "safetensors", "torch", "tra
 
 COLLECT_AFTER = 20_000
 """Containers made between two garbage collections, some hundred jobs' worth; Python has 700."""
-
-CPU_ENVIRONMENT = {
-    # A CPU worker shares its cores with its parent, Redis and producers, and threads that spin at a
-    # barrier then keep out the one they wait for: on two busy cores the demo answered 42 to 138
-    # texts/s with OpenMP's default, 240 to 313 with this.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # oneDNN keeps the kernels it compiled for the last 1,024 sizes, and micro-batches have ever new
-    # ones: 400 of golem-mini's in bfloat16 took 800 MiB. `worker.bucketing` leaves a few dozen
-    # sizes to the linear layers; the rest comes once and needs no keeping.
-    "LRU_CACHE_CAPACITY": "16",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
-}
-
-
-def set_environment() -> None:
-    """Set what torch reads when it is loaded, unless the operator has."""
-    for name, value in CPU_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
 
 
 def start(app: Celery, hostname: str) -> None:

@@ -74,6 +74,8 @@ class LoadedModel:
     """Commit of a hub model; None for a folder."""
     dtype: str
     """As answers name it."""
+    parameters: int
+    """Numbers the model was trained to, counted before it is quantized, which hides them."""
 
 
 def find_source(settings: WorkerSettings) -> Source:
@@ -135,6 +137,7 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Load
             **source.arguments,
         )
         model = model.to(device).eval()
+        parameters = sum(parameter.numel() for parameter in model.parameters())
         model = quantize(model) if quantized else model
     except GolemError:
         raise
@@ -146,7 +149,8 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Load
     _set_pad_token(source, model, tokenizer)
     commit = getattr(config, "_commit_hash", None) or source.revision
     name = "int8" if quantized else str(dtype).removeprefix("torch.")
-    return LoadedModel(model, tokenizer, None if source.is_folder else commit, name)
+    revision = None if source.is_folder else commit
+    return LoadedModel(model, tokenizer, revision, name, parameters)
 
 
 def labels_of(source: Source, config: Any) -> tuple[str, ...]:

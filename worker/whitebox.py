@@ -148,7 +148,7 @@ def look(opened: OpenModel, text: str, limits: Limits, on_long: OnLong = "trunca
     return WhiteBox(
         text=text,
         model=engine.info,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=engine.loaded.parameters,
         load_ms=opened.load_ms,
         encode_ms=encode_ms,
         tokens=_tokens(opened.engine.loaded.tokenizer, row, watch.mask),
@@ -160,7 +160,7 @@ def look(opened: OpenModel, text: str, limits: Limits, on_long: OnLong = "trunca
         logits=watch.logits[0],
         decode_ms=decode_ms,
         labels=labels,
-        argmax=max(labels, key=lambda each: each.score).index,
+        argmax=max(labels, key=lambda each: each.logit).index,
         prediction=Prediction.model_validate(answer),
     )
 

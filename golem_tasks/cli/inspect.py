@@ -26,6 +26,7 @@ from golem_tasks.cli.common import (
 from golem_tasks.settings import load
 
 if TYPE_CHECKING:
+    from worker.settings import WorkerSettings
     from worker.whitebox import Tensor, WhiteBox
 
 __all__ = ["command"]
@@ -63,7 +64,7 @@ def command(*, text: str, as_json: bool, **dials: str | None) -> None:
     require_model_side()
     from worker.settings import WorkerSettings  # noqa: PLC0415 - the worker's, only needed here
 
-    settings = load(WorkerSettings, **dials)
+    settings = _as_in_a_worker(load(WorkerSettings, **dials))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with stderr().status(f"Loading {settings.model} ..."):
         from worker import whitebox  # noqa: PLC0415 - loads torch, which takes seconds
@@ -73,6 +74,16 @@ def command(*, text: str, as_json: bool, **dials: str | None) -> None:
         print_json({**dataclasses.asdict(box), **_as_json(box)})
     else:
         _show(box, stdout())
+
+
+def _as_in_a_worker(settings: WorkerSettings) -> WorkerSettings:
+    """With the environment and the cores of one of the processes a worker would start."""
+    from worker.machine import available_cores, set_environment  # noqa: PLC0415 - the worker's
+    from worker.processes import count  # noqa: PLC0415 - the worker's
+
+    set_environment()  # before torch is loaded
+    threads = settings.threads or max(1, available_cores() // count(settings))
+    return settings.model_copy(update={"processes": 1, "threads": threads})
 
 
 def _as_json(box: WhiteBox) -> dict[str, Any]:
@@ -160,9 +171,10 @@ def _modules(box: WhiteBox) -> Table:
 
 
 def _labels(box: WhiteBox) -> Table:
-    activation = box.model.activation.value
+    activation, temperature = box.model.activation.value, box.model.temperature
+    tempered = "" if temperature is None else f", {activation} of logit / {temperature:.4f}"
     table = _table(
-        f"5  labels  {box.decode_ms:.2f} ms", "index", "label", "logit", activation, "",
+        f"5  labels  {box.decode_ms:.2f} ms{tempered}", "index", "label", "logit", activation, "",
         right=("index", "logit", activation),
     )  # fmt: skip
     ordered = sorted(box.labels, key=lambda each: each.score, reverse=True)

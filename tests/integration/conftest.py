@@ -1,8 +1,10 @@
 """Workers that tests of the producer's side share; they stay up, on a server of their own."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from golem_tasks.embedded import EmbeddedServer
 from tests.support.fake_workers import FakeWorker
@@ -39,3 +41,13 @@ def stock_worker(
     )
     with process:
         yield process
+
+
+@pytest.fixture
+def torch_as_before() -> Iterator[None]:
+    """For a command that runs a model in this process: threads and environment are given back."""
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    yield
+    torch.set_num_threads(threads)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]

@@ -5,6 +5,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,18 @@ import pytest
 
 from golem_tasks.cli import main
 from golem_tasks.embedded import EmbeddedServer
+from golem_tasks.settings import load as load_settings
 from tests.support.cli import COMMAND, environment, golem, start
 from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import FakeWorker
 from tests.support.models import build
 from tests.support.waiting import wait_until
 from tests.support.workers import WorkerProcess
+from worker.calibration import Calibration
+from worker.decoding import softmax
+from worker.machine import available_cores
+from worker.processes import count
+from worker.settings import WorkerSettings
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +280,7 @@ def test_golem_worker_is_celerys_worker(server: EmbeddedServer, tmp_path: Path) 
     assert "INFO/" not in log.read_text()
 
 
+@pytest.mark.usefixtures("torch_as_before")
 def test_inspect_gives_the_very_answer_of_the_queue(
     server: EmbeddedServer,
     tmp_path: Path,
@@ -308,6 +316,46 @@ def test_inspect_gives_the_very_answer_of_the_queue(
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert f"-> {answer['label']}" in shown
+
+
+@pytest.mark.usefixtures("torch_as_before")
+def test_inspect_tells_all_parameters_and_the_temperature(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Quantizing hides weights and not their number; scores beside logits say what divides them."""
+    folder = build(tmp_path / "model", labels=("A", "B"))
+    told = {}
+    for dtype in ("float32", "int8"):
+        assert main(["inspect", "--json", "--model", str(folder), "--dtype", dtype, "good"]) == 0
+        told[dtype] = json.loads(capsys.readouterr().out)
+    assert told["int8"]["model"]["dtype"] == "int8"
+    assert told["int8"]["parameters"] == told["float32"]["parameters"] > 0
+    Calibration(2.5, ("A", "B"), 100).save(folder / "golem_calibration.json")
+    assert main(["inspect", "--model", str(folder), "--dtype", "float32", "good"]) == 0
+    assert "softmax of logit / 2.5000" in capsys.readouterr().out
+    assert main(["inspect", "--json", "--model", str(folder), "--dtype", "float32", "good"]) == 0
+    box = json.loads(capsys.readouterr().out)
+    assert box["model"]["temperature"] == 2.5
+    assert [each["score"] for each in box["labels"]] == pytest.approx(
+        softmax([each["logit"] / 2.5 for each in box["labels"]])
+    )
+
+
+def test_inspect_has_the_cores_and_the_environment_of_a_workers_process(tmp_path: Path) -> None:
+    """So that its times are a worker's; in a process of its own, where torch isn't loaded yet."""
+    folder = build(tmp_path / "model")
+    code = (
+        "import os, sys; from golem_tasks.cli import main\n"
+        f"assert main(['inspect', '--json', '--model', {str(folder)!r}, 'good']) == 0\n"
+        "import torch; print(torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])"
+    )
+    env = environment(GOLEM_DEVICE="cpu")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=env, capture_output=True, text=True, timeout=240, check=True,
+    )  # fmt: skip
+    processes = count(load_settings(WorkerSettings, device="cpu"))
+    assert done.stdout.splitlines()[-1] == f"{max(1, available_cores() // processes)} PASSIVE"
 
 
 def _until_closed(terminal: int) -> str:
