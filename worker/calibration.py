@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golem_tasks.errors import ConfigurationError
+from worker.interfaces import Activation
 
 __all__ = [
     "FILE_NAME",
@@ -27,6 +28,8 @@ __all__ = [
     "quality",
     "read",
     "reliability",
+    "remark",
+    "unfit_head",
 ]
 
 FILE_NAME = "golem_calibration.json"
@@ -96,6 +99,17 @@ class Bin:
     """The share of them whose label is right."""
 
 
+def unfit_head(activation: Activation, labels: Sequence[str]) -> str | None:
+    """Say, after the model's name, why a temperature is nothing for its head; None if it is."""
+    if activation is Activation.SOFTMAX:
+        return None
+    if activation is Activation.NONE:
+        return "is a regression, which answers values and no probabilities"
+    if len(labels) == 1:
+        return "has one label, so there are no others for it to be likelier than"
+    return "has labels that don't exclude each other"
+
+
 def read(file: Path, labels: Sequence[str]) -> Calibration:
     """Read a file and check that it belongs to a model of these labels.
 
@@ -138,6 +152,33 @@ def fit_temperature(logits: Floats, truth: Integers) -> float:
         else:
             high = middle
     return 2 / (low + high)
+
+
+def remark(temperature: float, accuracy: float) -> str | None:
+    """Say what is wrong with a fit in which no temperature was the best; None where one was.
+
+    Args:
+        temperature: the fitted one.
+        accuracy: share of the texts it was fitted on whose label is right.
+    """
+    if accuracy == 1:
+        return (
+            "The model is right about every text the temperature was fitted on: the colder, the "
+            f"likelier, and {temperature:.2g} is only where nothing more is gained; calibrate with "
+            "more texts, or harder ones."
+        )
+    if math.isclose(temperature, _COLDEST, rel_tol=1e-6):
+        return (
+            f"{_COLDEST:g} is the lowest temperature that is tried, and a lower one may be better: "
+            "the model's logits hardly differ; check that it was trained for this."
+        )
+    if math.isclose(temperature, _HOTTEST, rel_tol=1e-6):
+        return (
+            f"{_HOTTEST:g} is the highest temperature that is tried: the model's answers say "
+            "nothing about these labels; check that they are the right column, and mean what the "
+            "model's mean."
+        )
+    return None
 
 
 def quality(logits: Floats, truth: Integers, temperature: float = 1.0) -> Quality:

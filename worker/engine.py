@@ -89,13 +89,21 @@ class TorchEngine:
         settings: the token budget, "auto" taking a usual one for the device; most rows of a
             micro-batch; whether to run the model through ``torch.compile``, which the warm-up pays
             for; calibration.
+        calibrated: whether to look for a calibration at all.
 
     Raises:
         ConfigurationError: the calibration isn't this model's.
         ModelLoadError: the model's labels are unusable.
     """
 
-    def __init__(self, source: Source, loaded: LoadedModel, settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        source: Source,
+        loaded: LoadedModel,
+        settings: WorkerSettings,
+        *,
+        calibrated: bool = True,
+    ) -> None:
         self.source = source
         self.loaded = loaded
         model, tokenizer = loaded.model, loaded.tokenizer
@@ -110,7 +118,9 @@ class TorchEngine:
             labels=labels,
             activation=activation,
             max_tokens=max_tokens_of(model, tokenizer),
-            temperature=_temperature(source, settings.calibration, labels, activation),
+            temperature=_temperature(source, settings.calibration, labels, activation)
+            if calibrated
+            else None,
         )
         self.token_budget = _TOKEN_BUDGETS[self._device.type]
         if isinstance(settings.token_budget, int):
@@ -235,8 +245,13 @@ def load(settings: WorkerSettings, index: int) -> TorchEngine:
     return engine
 
 
-def build(settings: WorkerSettings, index: int) -> TorchEngine:
+def build(settings: WorkerSettings, index: int, *, calibrated: bool = True) -> TorchEngine:
     """Load the model for model process number `index`, which picks the device.
+
+    Args:
+        settings: the worker's.
+        index: from 0.
+        calibrated: whether to look for a calibration at all; who makes a new one minds no old one.
 
     Raises:
         ConfigurationError: the device that was asked for isn't there.
@@ -260,7 +275,7 @@ def build(settings: WorkerSettings, index: int) -> TorchEngine:
     if device.type == "cpu" and loaded.dtype == "bfloat16" and not settings.compile:
         # Other dtypes' products aren't compiled; a compiled model has kernels for any size.
         bucket_linear_layers(loaded.model)
-    return TorchEngine(source, loaded, settings)
+    return TorchEngine(source, loaded, settings, calibrated=calibrated)
 
 
 def _temperature(
@@ -271,9 +286,9 @@ def _temperature(
     file = Path(named).expanduser() if named is not None else beside
     if named is None and not (source.is_folder and beside.is_file()):
         return None
-    if activation is not Activation.SOFTMAX:
+    if reason := calibration.unfit_head(activation, labels):
         raise ConfigurationError(
-            f"The calibration {file} can't be used: this model's labels don't exclude each other; "
-            "remove it."
+            f"The calibration {file} can't be used: {source.name} {reason}; remove it, or unset "
+            "GOLEM_CALIBRATION."
         )
     return calibration.read(file, labels).temperature

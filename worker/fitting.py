@@ -22,11 +22,13 @@ from worker.calibration import (
     fit_temperature,
     quality,
     reliability,
+    remark,
+    unfit_head,
 )
 from worker.classifier import Classifier, Work
-from worker.interfaces import Activation, Engine
+from worker.interfaces import Engine, ModelInfo
 
-__all__ = ["LEAST_TEXTS", "Fitted", "fit"]
+__all__ = ["LEAST_TEXTS", "Fitted", "fit", "require_softmax"]
 
 LEAST_TEXTS = 100
 """With fewer, chance decides more than the model."""
@@ -48,6 +50,21 @@ class Fitted:
     after: Quality
     bins_before: list[Bin]
     bins_after: list[Bin]
+    remark: str | None
+    """What is wrong with the fit, if anything is."""
+
+
+def require_softmax(info: ModelInfo) -> None:
+    """Make sure that a temperature is something for this model.
+
+    Raises:
+        ConfigurationError: its head isn't one label among several.
+    """
+    if reason := unfit_head(info.activation, info.labels):
+        raise ConfigurationError(
+            f"{info.name} can't be calibrated by a temperature: it {reason}; only models of one "
+            "label among several can."
+        )
 
 
 def fit(
@@ -71,11 +88,7 @@ def fit(
         ConfigurationError: there are too few texts, or a temperature is nothing for this model.
     """
     info = engine.info
-    if info.activation is not Activation.SOFTMAX:
-        raise ConfigurationError(
-            f"{info.name} can't be calibrated by a temperature: its labels don't exclude each "
-            "other; only models of one label among several can."
-        )
+    require_softmax(info)
     logits, labels, failed = _classify(engine, texts, truth, progress)
     if len(labels) < LEAST_TEXTS:
         raise ConfigurationError(
@@ -85,7 +98,8 @@ def fit(
     order = list(range(len(labels)))
     random.Random(seed).shuffle(order)  # noqa: S311 - a split, not a secret
     half = len(order) // 2
-    temperature = fit_temperature(logits[order[:half]], labels[order[:half]])
+    fitted_on = (logits[order[:half]], labels[order[:half]])
+    temperature = fit_temperature(*fitted_on)
     judged = (logits[order[half:]], labels[order[half:]])
     return Fitted(
         Calibration(temperature, info.labels, half),
@@ -95,6 +109,7 @@ def fit(
         quality(*judged, temperature),
         reliability(*judged, 1.0, _SHOWN_BINS),
         reliability(*judged, temperature, _SHOWN_BINS),
+        remark(temperature, quality(*fitted_on).accuracy),
     )
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from golem_tasks.cli import calibrate_view
 from golem_tasks.cli.common import (
     Command,
     json_option,
@@ -29,20 +28,20 @@ from golem_tasks.settings import load
 from golem_tasks.textfiles import open_texts
 
 if TYPE_CHECKING:
-    from worker.calibration import Bin
-    from worker.fitting import Fitted
+    from worker.loading import Source
 
 __all__ = ["command", "label_indexes", "read_labelled"]
 
-_BAR_CHARS = 16
+_WHOLE_FLOAT = re.compile(r"(\d+)\.0*")
+"""An index as a column of floats writes it."""
 
 
 @click.command(
     "calibrate",
     cls=Command,
     examples="""
-golem calibrate --file dev.csv
-golem calibrate --file dev.tsv --column sentence --label-column label --model ./my-model
+golem calibrate --file dev.csv --model ./my-model
+golem calibrate --file dev.tsv --column sentence --label-column sentiment --out temperature.json
 golem calibrate --file dev.jsonl --out calibration.json --plot reliability.png
 """,
 )
@@ -58,7 +57,7 @@ golem calibrate --file dev.jsonl --out calibration.json --plot reliability.png
 @click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 ... [GOLEM_DTYPE]")
 @click.option(
     "--out", metavar="FILE", type=click.Path(path_type=Path),
-    help="Where the calibration goes; unset: into the model's folder.",
+    help="Where the calibration goes; unset: into the model's own folder, if it has one.",
 )  # fmt: skip
 @click.option(
     "--plot", metavar="FILE.png", type=click.Path(path_type=Path),
@@ -88,23 +87,34 @@ def command(
     settings = load(WorkerSettings, **dials)
     texts, names = read_labelled(file, column, label_column, settings.limits)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a worker's processes
-    with stderr().status(f"Loading {settings.model} ..."):
-        from worker import calibration, fitting, whitebox  # noqa: PLC0415 - loads torch: seconds
+    from worker.machine import set_environment  # noqa: PLC0415 - the worker's, only needed here
 
-        loaded = whitebox.open_model(settings).engine
-    target = out or _beside(Path(loaded.source.location), is_folder=loaded.source.is_folder)
+    set_environment()  # before torch is loaded
+    # Whatever can't be had is told before the texts are classified, which may take hours.
+    if plot is not None:
+        calibrate_view.require_picture(plot)
+    with stderr().status(f"Loading {settings.model} ..."):
+        from worker import engine, fitting, loading  # noqa: PLC0415 - loads torch
+
+        target = _target(out, loading.find_source(settings))
+        # An old calibration needn't fit, nor the file exist that GOLEM_CALIBRATION may name. Not
+        # compiled: for one pass over the texts that doesn't pay.
+        plain = settings.model_copy(update={"compile": False})
+        loaded = engine.build(plain, 0, calibrated=False)
+    fitting.require_softmax(loaded.info)
     truth = label_indexes(names, loaded.info.labels)
     with Progress(console=stderr(), transient=True) as bar:
         task = bar.add_task("Classifying", total=len(texts))
         fitted = fitting.fit(loaded, texts, truth, progress=lambda n: bar.advance(task, n))
-    fitted.calibration.save(target / calibration.FILE_NAME if target.is_dir() else target)
+    fitted.calibration.save(target)
     if plot is not None:
-        _draw(fitted, plot)
+        calibrate_view.draw(fitted, plot)
+    if fitted.remark is not None:
+        note(fitted.remark)
     if as_json:
         print_json({**dataclasses.asdict(fitted), "file": str(target)})
     else:
-        _show(fitted, target, stdout())
+        calibrate_view.show(fitted, target, stdout())
 
 
 def read_labelled(
@@ -132,7 +142,7 @@ def read_labelled(
 
 
 def label_indexes(names: Sequence[str], labels: Sequence[str]) -> list[int]:
-    """Each label's index in the model, given by name, in any case, or by the index itself.
+    """Each label's index in the model, given by name, in any case, or by the index, 1 or 1.0.
 
     Raises:
         ConfigurationError: one is neither.
@@ -140,7 +150,7 @@ def label_indexes(names: Sequence[str], labels: Sequence[str]) -> list[int]:
     known = {str(index): index for index in range(len(labels))}
     known |= {label.casefold(): index for index, label in enumerate(labels)}
     known |= {label: index for index, label in enumerate(labels)}
-    found = [known.get(name, known.get(name.casefold(), -1)) for name in names]
+    found = [next((known[form] for form in _forms(name) if form in known), -1) for name in names]
     if -1 in found:
         raise ConfigurationError(
             f"Label {names[found.index(-1)]!r} isn't one of the model's ({', '.join(labels)}, or 0 "
@@ -149,75 +159,33 @@ def label_indexes(names: Sequence[str], labels: Sequence[str]) -> list[int]:
     return found
 
 
-def _beside(folder: Path, *, is_folder: bool) -> Path:
-    if not is_folder:
-        raise ConfigurationError(
-            "A hub model has no folder of its own to keep the calibration in: name a file with "
-            "--out, and set GOLEM_CALIBRATION to it."
-        )
-    return folder
+def _forms(label: str) -> tuple[str, ...]:
+    """A label as it is written, and as it may be meant."""
+    return label, label.casefold(), _WHOLE_FLOAT.sub(r"\1", label)
 
 
-def _show(fitted: Fitted, target: Path, console: Console) -> None:
-    table = Table("", "before", "after", box=SIMPLE_HEAD)
-    rows = (
-        ("log-likelihood, negative", "nll"),
-        ("calibration error", "ece"),
-        ("accuracy", "accuracy"),
-    )
-    for title, name in rows:
-        table.add_row(title, *(f"{getattr(q, name):.4f}" for q in (fitted.before, fitted.after)))
-    console.print(table)
-    bins = Table("score", "texts", "right, before", "right, after", box=SIMPLE_HEAD)
-    for before, after in zip(fitted.bins_before, fitted.bins_after, strict=True):
-        if before.count or after.count:
-            counts = f"{before.count} / {after.count}"
-            bins.add_row(f"{before.low:.1f}-{before.high:.1f}", counts, _bar(before), _bar(after))
-    console.print(bins)
-    found = fitted.calibration
-    console.print(
-        f"temperature {found.temperature:.4f}, fitted on {found.texts} texts, judged on "
-        f"{fitted.judged_on} others; kept in {target}"
-    )
+def _target(out: Path | None, source: Source) -> Path:
+    """The file the calibration goes to.
 
+    Raises:
+        ConfigurationError: none may be written there.
+    """
+    from worker.calibration import FILE_NAME  # noqa: PLC0415 - the worker's
+    from worker.loading import EMBEDDED_FOLDER  # noqa: PLC0415 - the worker's
 
-def _bar(each: Bin) -> str:
-    """The share that is right, and a mark where it should end: at the mean score."""
-    if not each.count:
-        return ""
-    marks = ["█" if place < each.accuracy * _BAR_CHARS else " " for place in range(_BAR_CHARS)]
-    marks[min(_BAR_CHARS - 1, int(each.score * _BAR_CHARS))] = "│"
-    return f"{''.join(marks)} {each.accuracy:.2f}"
-
-
-def _draw(fitted: Fitted, file: Path) -> None:
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise ConfigurationError(
-            "A picture needs matplotlib: pip install 'golem-tasks[bench]', or leave --plot away."
-        ) from None
-    mpl.use("agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - after the backend is chosen
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.4), sharey=True)
-    panels: Any = zip(
-        axes,
-        ("before", "after"),
-        (fitted.bins_before, fitted.bins_after),
-        (fitted.before, fitted.after),
-        strict=True,
-    )
-    for axis, name, bins, judged in panels:
-        full = [each for each in bins if each.count]
-        axis.bar(
-            [each.low for each in full], [each.accuracy for each in full],
-            width=1 / len(bins), align="edge", color="#0f766e", edgecolor="white", label="right",
-        )  # fmt: skip
-        scores = [each.score for each in full]
-        axis.plot(scores, scores, "o--", color="#d97706", label="score")
-        axis.set(title=f"{name}: ECE {judged.ece:.3f}", xlabel="score", ylabel="share", xlim=(0, 1))
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    if out is None:
+        out = Path(source.location)
+        if not source.is_folder:
+            reason = f"{source.name} is a hub model, without a folder of its own"
+        elif out.resolve() == EMBEDDED_FOLDER.resolve():
+            reason = f"{source.name} lies in the installed package, for every worker that uses it"
+        else:
+            reason = None
+        if reason is not None:
+            raise ConfigurationError(
+                f"{reason}: name a file for the calibration with --out, and set GOLEM_CALIBRATION "
+                "to it."
+            )
+    file = out / FILE_NAME if out.is_dir() else out
+    calibrate_view.require_place(file)
+    return file

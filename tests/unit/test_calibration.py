@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from golem_tasks.errors import ConfigurationError
-from worker.calibration import Calibration, fit_temperature, quality, read, reliability
+from worker.calibration import Calibration, fit_temperature, quality, read, reliability, remark
 
 
 def drawn(temperature: float, seed: int, count: int = 4_000) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +47,24 @@ def test_a_model_that_is_always_right_is_left_right_and_sure() -> None:
     fitted = fit_temperature(logits, np.array([0, 1]))
     assert 0.02 <= fitted < 1
     assert quality(logits, np.array([0, 1]), fitted).nll < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("scale", "truth", "told"),
+    [
+        (3.0, [0, 1, 0, 1], "right about every text"),
+        (3.0, [1, 0, 1, 0], "50 is the highest temperature that is tried"),
+        (1e-3, [0, 1, 0, 0], "0.02 is the lowest temperature that is tried"),
+        (3.0, [0, 1, 0, 0], None),
+    ],
+)
+def test_a_fit_without_a_best_temperature_is_remarked_on(
+    scale: float, truth: list[int], told: str | None
+) -> None:
+    """Always right, always wrong, or logits that hardly differ; three of four right is a fit."""
+    logits, labels = np.array([[scale, -scale], [-scale, scale]] * 2), np.array(truth)
+    said = remark(fit_temperature(logits, labels), quality(logits, labels).accuracy)
+    assert said is None if told is None else told in str(said)
 
 
 def test_bins_hold_every_text_once() -> None:
