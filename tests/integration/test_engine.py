@@ -218,13 +218,13 @@ class TestEmbeddedModel:
             ):
                 assert_same(ours, real_answers[i])
 
-    def test_bfloat16_gives_at_least_99_of_100_labels(
+    def test_bfloat16_gives_at_least_995_of_1000_labels(
         self, real_texts: list[str], real_answers: list[list[dict[str, Any]]]
     ) -> None:
         """Half precision moves a score; the label only where it was a toss-up."""
         ours = classify(engine("golem-mini", dtype="bfloat16"), items(*real_texts))
         agree = sum(o.label == e[0]["label"] for o, e in zip(ours, real_answers, strict=True))
-        assert agree >= 0.99 * len(real_texts)
+        assert agree >= 0.995 * len(real_texts)
 
     def test_a_folder_of_its_name_cant_take_its_place(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

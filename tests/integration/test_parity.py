@@ -52,10 +52,16 @@ def test_float32_gives_the_pipelines_answer_in_every_case(
         assert ours.score == pytest.approx(theirs["score"], abs=TOLERANCE), text
 
 
-def test_bfloat16_gives_the_pipelines_label_in_99_of_100_cases(
+def test_bfloat16_gives_the_pipelines_label_in_995_of_1000_cases_and_is_as_often_right(
     tmp_path: Path, texts: list[str], reference: list[dict[str, Any]]
 ) -> None:
-    """Half precision moves a score a little; the label moves only where it was a toss-up."""
+    """Labels move only where it was a toss-up: accuracy on SST-2 dev stays within 0.3 points."""
     got = answers(tmp_path, "bfloat16", texts)
     agree = sum(ours.label == theirs["label"] for ours, theirs in zip(got, reference, strict=True))
-    assert agree >= 0.99 * len(texts)
+    assert agree >= 0.995 * len(texts)
+    truth = [("NEGATIVE", "POSITIVE")[label] for _, label in sst2_dev()]
+    right, right_there = (
+        sum(label == true for label, true in zip(labels, truth, strict=False))  # these come first
+        for labels in ([ours.label for ours in got], [theirs["label"] for theirs in reference])
+    )
+    assert abs(right - right_there) <= 0.003 * len(truth)
