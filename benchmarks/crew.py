@@ -15,6 +15,7 @@ from typing import Self
 
 from benchmarks.loops import Case, GolemLoop, Loop, Ran, SortedLoop
 from golem_tasks.errors import GolemError
+from worker.machine import available_cores, cores_of
 
 __all__ = ["Crew", "deal"]
 
@@ -37,9 +38,10 @@ class Crew:
     def __init__(self, folder: Path, dtype: str, processes: int, state_dir: Path) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
         self._pipes: list[Connection] = []
-        for _ in range(processes):
+        for index in range(processes):
             ours, theirs = context.Pipe()
-            given = (theirs, folder, dtype, processes, state_dir)
+            threads = cores_of(index, processes, available_cores())
+            given = (theirs, folder, dtype, processes, threads, state_dir)
             context.Process(target=_serve, args=given, daemon=True).start()
             theirs.close()
             self._pipes.append(ours)
@@ -102,9 +104,11 @@ def _receive(pipe: Connection) -> Ran:
     return ran
 
 
-def _serve(pipe: Connection, folder: Path, dtype: str, processes: int, state_dir: Path) -> None:
+def _serve(
+    pipe: Connection, folder: Path, dtype: str, processes: int, threads: int, state_dir: Path
+) -> None:
     """What each process does: load, say so, then one loop after the other until nobody asks."""
-    case = Case.of(folder, dtype, processes=processes, state_dir=state_dir)
+    case = Case.of(folder, dtype, processes=processes, threads=threads, state_dir=state_dir)
     loops = {name: make(case) for name, make in _LOOPS.items()}
     pipe.send(Ran([]))
     while True:

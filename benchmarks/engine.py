@@ -67,7 +67,7 @@ from benchmarks.report import (
     summarise,
 )
 from benchmarks.workloads import WORKLOADS, Texts, texts_from, texts_made_up, workload
-from worker.loading import EMBEDDED_FOLDER
+from worker.source import EMBEDDED_FOLDER
 
 __all__ = ["COUNTS", "measure"]
 

@@ -20,8 +20,8 @@ from golem_tasks.contract import Options, TextItem
 from golem_tasks.errors import JobError
 from worker.classifier import Classifier, Work
 from worker.engine import TorchEngine, build
-from worker.loading import EMBEDDED_FOLDER
 from worker.settings import WorkerSettings
+from worker.source import EMBEDDED_FOLDER
 
 __all__ = [
     "Case",
@@ -77,6 +77,7 @@ class Case:
         dtype: str,
         *,
         processes: int = 1,
+        threads: int | None = None,
         state_dir: Path | None = None,
         compiled: bool = False,
     ) -> Case:
@@ -86,6 +87,7 @@ class Case:
             folder: the model's.
             dtype: "float32", "bfloat16", "int8" or "auto".
             processes: that share the cores, of which this is one.
+            threads: this one's; None: its share, if it is the first.
             state_dir: where several keep the weights they share.
             compiled: whether the engine runs it through ``torch.compile``.
 
@@ -99,6 +101,7 @@ class Case:
                 "dtype": dtype,
                 "processes": processes,
                 "compile": compiled,
+                "threads": threads,
                 "token_budget": BUDGET_TOKENS,
                 "state_dir": None if state_dir is None else str(state_dir),
             }

@@ -37,7 +37,7 @@ from benchmarks.report import (
 )
 from benchmarks.workloads import texts_made_up, workload
 from golem_tasks.client import Golem
-from worker.loading import EMBEDDED_FOLDER
+from worker.source import EMBEDDED_FOLDER
 
 __all__ = ["Share", "measure", "shares"]
 

@@ -5,14 +5,16 @@
     GOLEM_STATE_DIR/ceilings/<hash>.json    what memory had room for (`worker.ceiling`)
     GOLEM_STATE_DIR/speeds/<hash>.json      where the device is fast (`worker.tuning`)
 
-    {"model", "revision", "device", "dtype", ..., "token_budget", "learned_at"}
+    {"model", "checkpoint", "revision", "device", "hardware", "dtype", ..., "token_budget",
+     "learned_at"}
 
 A file on the machine, not a key in Redis: what a model finds is a property of the very device, and
 of whoever shares it, so that one machine's figure would be wrong for the next; and it has to be
-known before the warm-up, also when Redis is away. What is lost with it is little: it is learned
-again. So nothing here ever raises: a file that can't be
-read counts as none, and a disk that can't be written is told once. Processes that share a device
-write the same file, each time whole; the last one counts.
+known before the warm-up, also when Redis is away. Where machines share a home, the hardware tells
+them apart, and not their names: a container has a new one at each start. What is lost with a file
+is little: it is learned again. So nothing here ever raises: a file that can't be read counts as
+none, and a disk that can't be written is told once. Processes that share a device write the same
+file, each time whole; the last one counts.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class BudgetFile:
     Args:
         state_dir: the folder, `GOLEM_STATE_DIR`; None: ``golem`` in the user's cache.
         kind: what the budget was learned from.
-        info: model, revision, device and dtype, all of which make another file.
+        info: model, checkpoint, revision, device, hardware and dtype: each makes another file.
         conditions: what else makes another one.
     """
 
@@ -64,14 +66,17 @@ class BudgetFile:
     ) -> None:
         self._key = {
             "model": info.name,
+            "checkpoint": info.checkpoint,
             "revision": info.revision,
             "device": info.device,
+            "hardware": info.hardware,
             "dtype": info.dtype,
             **conditions,
         }
-        digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()
-        self._path = state_folder(state_dir) / kind / f"{digest[:32]}.json"
-        self._turn = self._path.parent.with_name(f"{kind}-{info.device.replace(':', '-')}")
+        folder = state_folder(state_dir)
+        self._path = folder / kind / f"{_digest(json.dumps(self._key, sort_keys=True))}.json"
+        # One GPU may be another's cuda:0: CUDA_VISIBLE_DEVICES numbers them for each process.
+        self._turn = folder / f"{kind}-{_digest(info.hardware or info.device)}"
         self._told = False
 
     def recall(self) -> int | None:
@@ -126,6 +131,10 @@ class BudgetFile:
             raise
         with contextlib.suppress(OSError):  # another process is at it as well
             _prune(self._path.parent)
+
+
+def _digest(told: str) -> str:
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _believed(content: Any, key: dict[str, Any]) -> int | None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from golem_tasks.errors import ConfigurationError
-from worker.machine import available_cores
+from worker.machine import available_cores, cores_of, hardware
 from worker.settings import WorkerSettings
 
 __all__ = [
     "assigned_gpu",
     "choose_device",
     "choose_dtype",
+    "hardware_of",
     "has_native_bfloat16",
     "set_threads",
 ]
@@ -102,10 +103,19 @@ def has_native_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return not _BFLOAT16_FLAGS.isdisjoint(flags.split())
 
 
-def set_threads(settings: WorkerSettings, device: torch.device) -> int:
-    """Give this process its share of the cores and return it."""
+def hardware_of(device: torch.device) -> str:
+    """The very device, whatever its number is for this process."""
+    if device.type != "cuda":
+        return hardware()
+    found = torch.cuda.get_device_properties(device)
+    return f"{found.name} {getattr(found, 'uuid', '')}".rstrip()
+
+
+def set_threads(settings: WorkerSettings, device: torch.device, index: int) -> int:
+    """Give model process number `index` its share of the cores and return it."""
     gpus = torch.cuda.device_count() if device.type == "cuda" else 1
-    threads = settings.threads or max(1, available_cores() // (settings.processes or gpus))
+    share = cores_of(index, settings.processes or gpus, available_cores())
+    threads = settings.threads or share
     torch.set_num_threads(threads)
     with contextlib.suppress(RuntimeError):  # too late once torch has worked in this process
         torch.set_num_interop_threads(1)

@@ -22,14 +22,16 @@ from golem_tasks.errors import ConfigurationError, JobError, ModelLoadError
 from worker import calibration
 from worker.bucketing import bucket_linear_layers
 from worker.budget import find_budget
+from worker.checkpoint import fingerprint
 from worker.decoding import activation_for
-from worker.device import choose_device, choose_dtype, set_threads
+from worker.device import choose_device, choose_dtype, hardware_of, set_threads
 from worker.encoding import Encoder
 from worker.failures import is_out_of_memory
 from worker.interfaces import Activation, DeviceLost, Encoded, ModelInfo, Row
-from worker.loading import LoadedModel, Source, find_source, labels_of, load_model, max_tokens_of
+from worker.loading import LoadedModel, labels_of, load_model, max_tokens_of
 from worker.settings import WorkerSettings
 from worker.sharing import share_weights
+from worker.source import Source, find_source
 
 __all__ = ["TorchEngine", "build", "load"]
 
@@ -121,6 +123,8 @@ class TorchEngine:
             temperature=_temperature(source, settings.calibration, labels, activation)
             if calibrated
             else None,
+            checkpoint=fingerprint(source.folder),
+            hardware=hardware_of(self._device),
         )
         self.token_budget = _TOKEN_BUDGETS[self._device.type]
         if isinstance(settings.token_budget, int):
@@ -262,7 +266,7 @@ def build(settings: WorkerSettings, index: int, *, calibrated: bool = True) -> T
     if device.type == "cuda":
         # Else pinned memory, and whatever else asks for the current device, would be GPU 0's.
         torch.cuda.set_device(device)
-    set_threads(settings, device)
+    set_threads(settings, device, index)
     loaded = load_model(source, choose_dtype(settings.dtype, device), device)
     if device.type == "cpu" and (settings.processes or 1) > 1:
         share_weights(
@@ -270,7 +274,7 @@ def build(settings: WorkerSettings, index: int, *, calibrated: bool = True) -> T
             settings.state_dir,
             name=source.name,
             revision=loaded.revision,
-            folder=Path(source.location) if source.is_folder else None,
+            folder=source.folder,
         )
     if device.type == "cpu" and loaded.dtype == "bfloat16" and not settings.compile:
         # Other dtypes' products aren't compiled; a compiled model has kernels for any size.

@@ -61,6 +61,10 @@ class ModelInfo:
     """Longest row the model takes, special tokens included."""
     temperature: float | None = None
     """What softmax's logits are divided by; None where the model isn't calibrated."""
+    checkpoint: str = ""
+    """What tells a folder's weights from any others; "" where the revision does."""
+    hardware: str = ""
+    """What tells the device from others of its number; "" where nobody knows."""
 
 
 class Row(NamedTuple):

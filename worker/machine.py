@@ -8,11 +8,20 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 from pathlib import Path
 
-__all__ = ["CPU_ENVIRONMENT", "available_cores", "available_memory_bytes", "set_environment"]
+__all__ = [
+    "CPU_ENVIRONMENT",
+    "available_cores",
+    "available_memory_bytes",
+    "cores_of",
+    "hardware",
+    "set_environment",
+]
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CPU_LINES = ("model name", "CPU implementer", "CPU part")  # x86, arm, arm
 
 CPU_ENVIRONMENT = {
     # A CPU worker shares its cores with its parent, Redis and producers, and threads that spin at a
@@ -51,6 +60,28 @@ def available_memory_bytes(memory_max: Path = _CGROUP / "memory.max") -> int | N
     with contextlib.suppress(OSError, ValueError):  # no container, or "max"
         found.append(int(memory_max.read_text()))
     return min(found, default=None)
+
+
+def cores_of(index: int, processes: int, cores: int) -> int:
+    """The cores of process number `index` of several: as many as the next, or one more.
+
+    The first ones have what division leaves, so that no core is idle; at least 1.
+    """
+    return max(1, cores // processes + (index < cores % processes))
+
+
+def hardware(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What makes this machine, or the container on it, as fast and as large as it is.
+
+    Not its name: a container has a new one at each start.
+    """
+    names: set[str] = set()
+    with contextlib.suppress(OSError):  # no Linux
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+        names = {line.partition(":")[2].strip() for line in lines if line.startswith(_CPU_LINES)}
+    cpu = ", ".join([platform.machine(), *sorted(names)])
+    memory_gib = round((available_memory_bytes() or 0) / 2**30)
+    return f"{cpu}, {os.cpu_count()} cores, {memory_gib} GiB"
 
 
 def set_environment() -> None:

@@ -14,7 +14,6 @@ import gc
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,8 @@ from celery.worker import state
 from celery.worker.state import maybe_shutdown
 
 from golem_tasks.errors import ConfigurationError
+from worker.checkpoint import weights_bytes
+from worker.gpus import count_gpus
 from worker.machine import available_cores, available_memory_bytes
 from worker.settings import WorkerSettings
 
@@ -45,8 +46,12 @@ MAX_FAILURES = 3
 MOST_ON_CPU = 4
 """Model processes on a CPU that nobody asked for: each takes some 400 MiB of its own."""
 
-BYTES_OF_PROCESS = 2 * 2**30
-"""Memory of the machine for each of them: half of it is for the model, the rest for others."""
+BYTES_OF_PROCESS = 3 * 2**29
+"""Memory of the machine for each of them beside the model's weights, and for whoever else is there.
+While it loads, each may have a copy of those for itself (`worker.sharing`)."""
+
+BYTES_OF_WEIGHTS = 2**29
+"""The weights of a model that isn't on this machine yet: more than a BERT-base has."""
 
 EX_CONFIG = 78  # sysexits.h: the model or a setting is wrong; starting again won't help
 
@@ -76,31 +81,21 @@ def count(settings: WorkerSettings) -> int:
     """
     if settings.processes is not None:
         return settings.processes
-    gpus = _gpus() if settings.device in ("auto", "cuda") else 0
+    gpus = count_gpus() if settings.device in ("auto", "cuda") else 0
     # An engine of the user's own knows best what it runs on, and on a Mac "auto" is its GPU.
     on_cpu = settings.device == "cpu" or (settings.device == "auto" and sys.platform == "linux")
     if gpus or not on_cpu or settings.engine != WorkerSettings.model_fields["engine"].default:
         return max(1, gpus)
     cores = available_cores() // (settings.threads or 1)
+    return max(1, min(cores, MOST_ON_CPU, _fitting(settings)))
+
+
+def _fitting(settings: WorkerSettings) -> int:
+    """Model processes on a CPU that there is memory for."""
     memory_bytes = available_memory_bytes()
-    fitting = MOST_ON_CPU if memory_bytes is None else memory_bytes // BYTES_OF_PROCESS
-    return max(1, min(cores, MOST_ON_CPU, fitting))
-
-
-def _gpus() -> int:
-    """GPUs this process may use; asked without torch, which the parent never loads."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
-    if (tool := shutil.which("nvidia-smi")) is None:
-        return 0
-    try:
-        listed = subprocess.run(  # noqa: S603 - a fixed command
-            [tool, "-L"], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    if memory_bytes is None:
+        return MOST_ON_CPU
+    return memory_bytes // (BYTES_OF_PROCESS + (weights_bytes(settings) or BYTES_OF_WEIGHTS))
 
 
 def settle_garbage() -> None:

@@ -53,7 +53,7 @@ class WorkerSettings(ClientSettings):
         ge=1,
         le=256,
         description="Model processes; unset: one per GPU; on a CPU one per core, 4 at most, and "
-        "one per 2 GiB of memory.",
+        "one per 1.5 GiB of memory and a copy of the weights.",
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads per process; unset: cores / processes."

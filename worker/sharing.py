@@ -29,6 +29,7 @@ from celery.utils.log import get_logger
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from worker.checkpoint import stamps
 from worker.state_folder import one_at_a_time, state_folder
 
 __all__ = ["is_mapped", "share_weights"]
@@ -61,7 +62,7 @@ def share_weights(
         folder: of any other.
     """
     try:
-        told = [name, revision, _stamps(folder)]
+        told = [name, revision, stamps(folder)]
         return _share(model, state_folder(state_dir) / "weights", told)
     except Exception as exc:  # noqa: BLE001 - it saves memory; nothing of it is worth a worker
         logger.debug("Weights aren't shared: %s: %s", type(exc).__name__, exc)
@@ -103,15 +104,6 @@ def _share(model: torch.nn.Module, folder: Path, told: list[Any]) -> int:
     private.clear()
     _return_freed_memory()
     return shared_bytes + private_bytes
-
-
-def _stamps(folder: Path | None) -> list[tuple[str, int, int]]:
-    """Name, size in bytes and time of each file of weights: another checkpoint, another file."""
-    found = []
-    for file in sorted(folder.glob("*.safetensors")) if folder is not None else ():
-        stat = file.stat()
-        found.append((file.name, stat.st_size, stat.st_mtime_ns))
-    return found
 
 
 def _mapped(path: Path, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

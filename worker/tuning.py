@@ -9,7 +9,7 @@ latency, and on a GPU take memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 __all__ = ["LENGTHS", "Measured", "budgets_to_try", "knee", "measure"]
@@ -21,12 +21,16 @@ TOLERANCE = 0.04
 """A smaller budget is preferred if it loses no more than this share of the best speed."""
 FIRST = 256
 LAST = 65_536
+_FLAT = 2
 _GAIN = 0.02
-"""Two doublings in a row that gain less than this end the search: the curve is flat."""
-_REPEATS = 5
-_ENOUGH_S = 0.5
-"""A pass that took longer than this, all its runs together, is not repeated any more: short ones
-are what noise distorts."""
+"""So many doublings in a row that gain less than this end the search: the curve is flat."""
+_RUNS = 3
+"""Of each shape in each round over the budgets, one more in the first. There are two rounds, since
+what else the machine does mustn't meet all runs of one budget and none of another's; and more, if
+after them the curve still rises."""
+_ENOUGH_S = 0.3
+"""A shape that took longer than this, all its runs together, is not run any more in its round:
+short ones are what noise distorts."""
 
 Probe = Callable[[int, int], float]
 """Seconds one micro-batch takes, of so many rows (first) of so many tokens (second)."""
@@ -70,31 +74,46 @@ def measure(
         budgets: in rising order; the first is measured whatever it takes.
         max_rows: most rows of a micro-batch.
         max_tokens: longest row the model takes.
-        limit_s: seconds after which no other budget is begun.
+        limit_s: seconds after which no other budget is begun, nor measured again.
         is_out_of_memory: whether an error of the probe means that the budget is too large.
         clock: seconds, monotonic.
 
     Raises:
         BaseException: what the probe raises otherwise.
     """
-    begun_s = clock()
-    found: list[Measured] = []
-    flat = 0
-    for budget in budgets:
-        if found and clock() - begun_s > limit_s:
-            break
-        try:
-            speed = _speed(probe, budget, max_rows, max_tokens)
-        except BaseException as exc:
-            if found and is_out_of_memory(exc):
-                break
-            raise
-        best = max((each.tokens_per_s for each in found), default=0.0)
-        flat = flat + 1 if speed < best * (1 + _GAIN) else 0
-        found.append(Measured(budget, speed))
-        if flat > 1:
-            break
-    return found
+    stopwatch = _Stopwatch(probe, max_rows, max_tokens, is_out_of_memory)
+    over_s = clock() + limit_s
+    found = [stopwatch.measure(budgets[0])]
+    further = iter(budgets[1:])
+    while True:
+        ended = _rise(stopwatch, further, found, lambda: clock() > over_s)
+        for index, each in enumerate(found):
+            if clock() > over_s:
+                return found
+            found[index] = stopwatch.try_to_measure(each.budget) or each
+        if ended or _is_flat(found):
+            return found
+
+
+def _rise(
+    stopwatch: _Stopwatch,
+    further: Iterator[int],
+    found: list[Measured],
+    is_over: Callable[[], bool],
+) -> bool:
+    """Measure further budgets as long as the curve rises; whether there are no more to measure."""
+    while not _is_flat(found):
+        budget = next(further, None)
+        if budget is None or is_over() or (measured := stopwatch.try_to_measure(budget)) is None:
+            return True
+        found.append(measured)
+    return False
+
+
+def _is_flat(found: Sequence[Measured]) -> bool:
+    """Whether the last two gain too little over all before them."""
+    speeds = [each.tokens_per_s for each in found]
+    return len(speeds) > _FLAT and max(speeds[-_FLAT:]) < max(speeds[:-_FLAT]) * (1 + _GAIN)
 
 
 def knee(found: Sequence[Measured]) -> int:
@@ -107,15 +126,45 @@ def knee(found: Sequence[Measured]) -> int:
     return min(each.budget for each in found if each.tokens_per_s >= best * (1 - TOLERANCE))
 
 
-def _speed(probe: Probe, budget: int, max_rows: int, max_tokens: int) -> float:
-    lengths = sorted({min(length, max_tokens) for length in LENGTHS})
-    seconds_per_token = 0.0
-    for length in lengths:
-        rows = min(max_rows, max(1, budget // length))
-        probe(rows, length)  # a new shape: memory is allocated and kernels are chosen
-        runs_s = [probe(rows, length)]
-        while len(runs_s) < _REPEATS and sum(runs_s) < _ENOUGH_S:
-            runs_s.append(probe(rows, length))
-        # The least of a few: whatever else the machine does only ever adds time.
-        seconds_per_token += min(runs_s) / (rows * length)
-    return len(lengths) / seconds_per_token
+class _Stopwatch:
+    """The least time of each shape, over all its runs: what else the machine does only adds."""
+
+    def __init__(
+        self,
+        probe: Probe,
+        max_rows: int,
+        max_tokens: int,
+        is_out_of_memory: Callable[[BaseException], bool],
+    ) -> None:
+        self._probe = probe
+        self._is_out_of_memory = is_out_of_memory
+        self._max_rows = max_rows
+        self._lengths = sorted({min(length, max_tokens) for length in LENGTHS})
+        self._least_s: dict[tuple[int, int], float] = {}
+
+    def measure(self, budget: int) -> Measured:
+        """Run the budget's shapes, again if they have been before."""
+        seconds_per_token = 0.0
+        for length in self._lengths:
+            rows = min(self._max_rows, max(1, budget // length))
+            seconds_per_token += self._least(rows, length) / (rows * length)
+        return Measured(budget, len(self._lengths) / seconds_per_token)
+
+    def try_to_measure(self, budget: int) -> Measured | None:
+        """The same; None if memory hasn't room for it."""
+        try:
+            return self.measure(budget)
+        except BaseException as exc:
+            if self._is_out_of_memory(exc):
+                return None
+            raise
+
+    def _least(self, rows: int, length: int) -> float:
+        least_s = self._least_s.get((rows, length))
+        if least_s is None:  # a new shape: memory is allocated and kernels are chosen
+            least_s = self._probe(rows, length)
+        runs_s = [self._probe(rows, length)]
+        while len(runs_s) < _RUNS and sum(runs_s) < _ENOUGH_S:
+            runs_s.append(self._probe(rows, length))
+        self._least_s[rows, length] = least_s = min(least_s, *runs_s)
+        return least_s

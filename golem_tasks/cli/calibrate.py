@@ -28,7 +28,7 @@ from golem_tasks.settings import load
 from golem_tasks.textfiles import open_texts
 
 if TYPE_CHECKING:
-    from worker.loading import Source
+    from worker.source import Source
 
 __all__ = ["command", "label_indexes", "read_labelled"]
 
@@ -94,9 +94,9 @@ def command(
     if plot is not None:
         calibrate_view.require_picture(plot)
     with stderr().status(f"Loading {settings.model} ..."):
-        from worker import engine, fitting, loading  # noqa: PLC0415 - loads torch
+        from worker import engine, fitting, source  # noqa: PLC0415 - loads torch
 
-        target = _target(out, loading.find_source(settings))
+        target = _target(out, source.find_source(settings))
         # An old calibration needn't fit, nor the file exist that GOLEM_CALIBRATION may name. Not
         # compiled: for one pass over the texts that doesn't pay.
         plain = settings.model_copy(update={"compile": False})
@@ -171,7 +171,7 @@ def _target(out: Path | None, source: Source) -> Path:
         ConfigurationError: none may be written there.
     """
     from worker.calibration import FILE_NAME  # noqa: PLC0415 - the worker's
-    from worker.loading import EMBEDDED_FOLDER  # noqa: PLC0415 - the worker's
+    from worker.source import EMBEDDED_FOLDER  # noqa: PLC0415 - the worker's
 
     if out is None:
         out = Path(source.location)

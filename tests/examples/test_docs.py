@@ -29,7 +29,7 @@ from tests.support.markdown import (
     script,
 )
 from tests.support.servers import ROOT, reader_environment
-from worker.loading import EMBEDDED_FOLDER
+from worker.source import EMBEDDED_FOLDER
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

@@ -17,8 +17,8 @@ from worker.calibration import Calibration
 from worker.classifier import Classifier, Work
 from worker.engine import build as build_engine
 from worker.engine import load
-from worker.loading import EMBEDDED_FOLDER
 from worker.settings import WorkerSettings
+from worker.source import EMBEDDED_FOLDER
 
 PLAIN = {"device": "cpu", "dtype": "float32", "threads": 1, "token_budget": 1024}
 

@@ -24,9 +24,9 @@ from worker.classifier import Classifier, Work
 from worker.device import assigned_gpu, has_native_bfloat16
 from worker.engine import TorchEngine, load
 from worker.interfaces import Activation, Encoded
-from worker.loading import EMBEDDED_FOLDER
-from worker.machine import available_cores
+from worker.machine import available_cores, cores_of
 from worker.settings import WorkerSettings
+from worker.source import EMBEDDED_FOLDER
 
 TOLERANCE = 1e-4
 EMOTIONS = ("sadness", "joy", "love", "anger", "fear", "surprise")
@@ -484,7 +484,7 @@ class TestResources:
         before = torch.get_num_threads()
         try:
             engine(small(), processes=2, threads=None)
-            assert torch.get_num_threads() == max(1, available_cores() // 2)
+            assert torch.get_num_threads() == cores_of(0, 2, available_cores())
             engine(small(), threads=1)
             assert torch.get_num_threads() == 1
         finally:

@@ -1,6 +1,7 @@
 """The token budget a worker finds for itself."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,19 @@ def test_another_device_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(list((tmp_path / "speeds").iterdir())) == 1
 
 
+@pytest.mark.parametrize(("device", "hardware", "turns"), [("cuda:0", "2", 2), ("cuda:1", "1", 1)])
+def test_who_computes_on_the_same_hardware_takes_turns(
+    tmp_path: Path, device: str, hardware: str, turns: int
+) -> None:
+    """CUDA_VISIBLE_DEVICES makes any GPU cuda:0, and gives one GPU two numbers."""
+    first = replace(FakeEngine().info, device="cuda:0", hardware="1")
+    second = replace(first, device=device, hardware=hardware)
+    for info in (first, second):
+        with BudgetFile(str(tmp_path), "speeds", info).alone():
+            pass
+    assert len(list(tmp_path.glob("speeds-*.lock"))) == turns
+
+
 def test_a_process_that_never_ends_its_measurement_is_not_waited_for_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +80,20 @@ def test_a_process_that_never_ends_its_measurement_is_not_waited_for_either(
     with BudgetFile(str(tmp_path), "speeds", FakeEngine().info).alone():
         find_budget(FakeEngine(), str(tmp_path))
     assert len(list((tmp_path / "speeds").iterdir())) == 1
+
+
+def test_a_pass_takes_as_long_as_the_wall_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that wait for each other take none of the processor's time, and yet time."""
+    now_s = 0.0
+
+    def wait(_: list[str]) -> None:
+        nonlocal now_s
+        now_s += 0.01
+
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: now_s)
+    assert find_budget(FakeEngine(on_forward=wait), str(tmp_path)) == 4096
 
 
 def test_a_device_without_room_for_the_least_gets_the_least(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def test_what_is_stored_is_recalled_by_another_process(tmp_path: Path) -> None:
     assert BudgetFile(str(tmp_path), "ceilings", INFO).recall() is None
 
 
-@pytest.mark.parametrize("field", ["name", "revision", "device", "dtype"])
+@pytest.mark.parametrize("field", ["name", "checkpoint", "revision", "device", "hardware", "dtype"])
 def test_each_model_on_each_device_has_its_own(tmp_path: Path, field: str) -> None:
-    """Another model, revision, device or dtype has another room."""
+    """Another model, or another of its name; another device, or another of its number."""
     BudgetFile(str(tmp_path), "ceilings", INFO).store(700)
     assert BudgetFile(str(tmp_path), "ceilings", replace(INFO, **{field: "other"})).recall() is None
 

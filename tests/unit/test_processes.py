@@ -4,12 +4,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from golem_tasks.settings import load as load_settings
-from worker import processes
+from tests.support.checkpoints import header
+from worker import gpus, processes
 from worker.app import build
-from worker.machine import available_cores, available_memory_bytes
-from worker.processes import FOLDER, ModelProcesses, count, report
+from worker.machine import available_cores, available_memory_bytes, cores_of, hardware
+from worker.processes import FOLDER, MOST_ON_CPU, ModelProcesses, count, report
 from worker.settings import WorkerSettings
 
 
@@ -44,7 +47,8 @@ def test_the_pool_is_asked_every_second_to_replace_what_ended() -> None:
         (1, 64, {}, 1),
         (2, 64, {}, 2),
         (64, 64, {}, 4),
-        (64, 5, {}, 2),
+        (64, 7, {}, 4),
+        (64, 4, {}, 2),
         (2, 1, {}, 1),
         (2, None, {}, 2),
         (8, 64, {"threads": 4}, 2),
@@ -69,19 +73,71 @@ def test_on_a_cpu_there_is_a_process_for_each_core_that_memory_allows(
     assert count(load_settings(WorkerSettings, **asked)) == expected
 
 
-def test_gpus_are_counted_as_the_driver_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process for each; with one named there is one, and without any the CPU's rule holds."""
-    monkeypatch.setattr(processes, "available_cores", lambda: 2)
-    monkeypatch.setattr(processes, "available_memory_bytes", lambda: None)
-    for visible, device, expected in (
+@pytest.mark.parametrize(
+    ("million", "dtype", "gib", "expected"),
+    [
+        (67, "auto", 8, 4),
+        (250, "auto", 8, 3),
+        (800, "auto", 8, 1),
+        (800, "bfloat16", 8, 2),
+        (800, "auto", 2, 1),
+        (None, "auto", 8, 4),
+        (None, "auto", 5, 2),
+    ],
+)
+def test_memory_has_room_for_each_processs_copy_of_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    million: int | None,
+    dtype: str,
+    gib: int,
+    expected: int,
+) -> None:
+    """Four that cast a large model at the same time would be killed; one always starts."""
+    monkeypatch.setattr(processes, "available_cores", lambda: 8)
+    monkeypatch.setattr(processes, "available_memory_bytes", lambda: gib * 2**30)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = "somebody/somewhere"
+    if million is not None:
+        model = str(tmp_path)
+        (tmp_path / "config.json").write_text("{}")
+        header(tmp_path / "model.safetensors", million * 1_000_000)
+    asked = {"device": "cpu", "model": model, "dtype": dtype}
+    assert count(load_settings(WorkerSettings, **asked)) == expected
+
+
+@given(st.integers(1, 64), st.one_of(st.none(), st.integers(1, 64)))
+def test_no_core_is_idle_and_none_is_fought_for(cores: int, asked: int | None) -> None:
+    """Whatever the cores are divided by, unless there are more processes than cores."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(processes, "available_cores", lambda: cores)
+        patched.setattr(processes, "available_memory_bytes", lambda: None)
+        number = count(load_settings(WorkerSettings, device="cpu", processes=asked))
+    threads = [cores_of(index, number, cores) for index in range(number)]
+    assert sum(threads) == max(cores, number)
+    assert max(threads) - min(threads) <= 1
+    assert asked is not None or number == min(cores, MOST_ON_CPU)
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "expected"),
+    [
         ("0,1,2", "auto", 3),
         ("0,1,2", "cuda", 3),
         ("0,1,2", "cuda:1", 1),
         ("", "cuda", 1),
         ("-1", "auto", 2),
-    ):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert count(load_settings(WorkerSettings, device=device)) == expected
+    ],
+)
+def test_there_is_a_process_for_each_gpu(
+    monkeypatch: pytest.MonkeyPatch, visible: str, device: str, expected: int
+) -> None:
+    """With one named there is one, and without any the CPU's rule holds."""
+    monkeypatch.setattr(processes, "available_cores", lambda: 2)
+    monkeypatch.setattr(processes, "available_memory_bytes", lambda: None)
+    monkeypatch.setattr(gpus, "kinds_of_torch", lambda: ("cuda",))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count(load_settings(WorkerSettings, device=device)) == expected
 
 
 def test_a_containers_limits_bound_what_a_worker_uses(tmp_path: Path) -> None:
@@ -95,3 +151,20 @@ def test_a_containers_limits_bound_what_a_worker_uses(tmp_path: Path) -> None:
     assert available_memory_bytes(limit) == 2**20
     limit.write_text("max\n")
     assert available_memory_bytes(limit) == available_memory_bytes(tmp_path / "none")
+
+
+def test_the_hardware_is_what_computes_and_not_the_machines_name(tmp_path: Path) -> None:
+    """Two CPUs differ; one that tells nothing of itself is told by its cores and memory."""
+    cpuinfo = tmp_path / "cpuinfo"
+    told = set()
+    for lines in (
+        "model name\t: A 1\nmodel name\t: A 1\n",
+        "model name\t: A 2\n",
+        "CPU part: 0xd40",
+    ):
+        cpuinfo.write_text(lines)
+        told.add(hardware(cpuinfo))
+    told.add(hardware(tmp_path / "none"))
+    assert len(told) == 4
+    assert all("cores" in each and "GiB" in each for each in told)
+    assert hardware() == hardware()

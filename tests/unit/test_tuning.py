@@ -12,6 +12,8 @@ class Device:
 
     def __init__(self, fixed_s: float, token_s: float, memory_tokens: int = 10**9) -> None:
         self.now_s = 0.0
+        self.busy_s = (0.0, 0.0)
+        """From when to when something else takes nine tenths of it."""
         self.runs: list[tuple[int, int]] = []
         self._fixed_s, self._token_s, self._memory = fixed_s, token_s, memory_tokens
 
@@ -20,6 +22,8 @@ class Device:
         if rows * length > self._memory:
             raise MemoryError
         seconds = self._fixed_s + self._token_s * rows * length
+        if self.busy_s[0] <= self.now_s < self.busy_s[1]:
+            seconds *= 10
         self.now_s += seconds
         self.runs.append((rows, length))
         return seconds
@@ -52,6 +56,19 @@ def test_a_higher_fixed_cost_asks_for_a_larger_budget() -> None:
         for tokens in (20, 2_000)
     )
     assert small < large
+
+
+@given(st.floats(0, 0.1), st.floats(0, 1), st.floats(0, 0.1))
+def test_what_else_the_machine_does_for_a_while_doesnt_count(
+    fixed_s: float, begins: float, lasts: float
+) -> None:
+    """Whichever budgets it met in one round, the other shows their speed; none is left out."""
+    calm, busy = Device(fixed_s, 1e-5), Device(fixed_s, 1e-5)
+    expected = calm.measure(budgets_to_try(256, 512))
+    begin_s = begins * calm.now_s
+    busy.busy_s = (begin_s, begin_s + lasts * calm.now_s)
+    found = {each.budget: each.tokens_per_s for each in busy.measure(budgets_to_try(256, 512))}
+    assert all(found[each.budget] == pytest.approx(each.tokens_per_s) for each in expected)
 
 
 def test_out_of_memory_ends_the_search_with_what_fitted() -> None:
