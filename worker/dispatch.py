@@ -17,7 +17,7 @@ from worker.runner import Answered, Job, run_dispatch
 from worker.settlement import Settlement
 from worker.tally import Figures
 
-__all__ = ["Dispatch"]
+__all__ = ["Dispatch", "write_now"]
 
 logger = get_logger(__name__)
 
@@ -121,6 +121,15 @@ class Dispatch:
         logger.warning(
             "%s time limit of %s s passed for a batch of %d jobs.", kind, timeout, len(self.jobs)
         )
+
+
+def write_now(pool: Any, hub: Any) -> None:
+    """Write to idle processes in this very turn, as the pool would at its next poll."""
+    pool = pool._pool  # noqa: SLF001 - Celery has no other way to its processes
+    pool.on_poll_start()
+    idle = pool._all_inqueues - pool._busy_workers - pool._active_writes  # noqa: SLF001 - as above
+    if idle:
+        hub.consolidate_callback(list(idle))
 
 
 def _job(request: BatchedRequest) -> Job:

@@ -129,7 +129,7 @@ class TorchEngine:
         self.token_budget = _TOKEN_BUDGETS[self._device.type]
         if isinstance(settings.token_budget, int):
             self.token_budget = settings.token_budget
-        self.max_rows = settings.rows
+        self.max_rows = settings.most_rows
         # For any shape from the start: else each new length would be compiled while jobs wait.
         self._compiled = settings.compile
         self._forward = torch.compile(model, dynamic=True) if settings.compile else model

@@ -8,10 +8,9 @@ step, not on a task or a strategy: Celery makes those anew at every reconnect.
 
 from __future__ import annotations
 
-import math
 import pickle
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -22,13 +21,13 @@ from celery.utils.log import get_logger
 from celery.worker import state
 
 from golem_tasks.errors import ConfigurationError, InvalidJob, PoisonJob
-from worker.batcher import Batcher, Lane, Size, Waiting
-from worker.dispatch import Dispatch
-from worker.measuring import limits, waiting
+from worker.batcher import Batcher, Lane, Waiting
+from worker.dispatch import Dispatch, write_now
+from worker.measuring import dispatch_tokens, limits, waiting
 from worker.origin import origin
 from worker.pace import Pace
 from worker.patience import patience_s
-from worker.processes import check_pool
+from worker.processes import Report, check_pool
 from worker.recording import RETRY_S, Recorder
 from worker.requests import BatchedRequest
 from worker.returning import Returning
@@ -37,12 +36,11 @@ from worker.settlement import Settlement
 from worker.tally import Tally
 from worker.transport import Room
 from worker.trials import Trials
+from worker.window import Window
 
 __all__ = ["Intake"]
 
 logger = get_logger(__name__)
-
-_SMOOTHING = 0.05  # weight of the newest job in the mean rows per job, by which the window counts
 
 
 class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
@@ -68,7 +66,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         """Tokens of the longest text the model sees; the processes report the real figure."""
         self._others: Callable[[Any], Any] | None = None
         self._wake_at_s = 0.0
-        self._rows_per_job = 1.0
+        self._window = Window()
         rows = self.settings.max_rows
         self._pace = Pace(None if rows == "auto" else rows)
 
@@ -122,7 +120,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             job = waiting(request, self.settings, self.max_tokens)
             if self.trials.due(deliveries):
                 job = replace(job, trial=True)
-            self._rows_per_job += _SMOOTHING * (job.rows - self._rows_per_job)
+            self._window.came(job.rows)
             self.batcher.add(job)
         except Exception as exc:  # noqa: BLE001 - as above
             self._unusable(request, exc)
@@ -180,27 +178,17 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         self.batcher.put_back(jobs)
 
     def window(self) -> Room:
-        """What the worker can use soon: enough for every process's next dispatch.
-
-        What is in flight isn't counted, so what is fetched now is here when the first is done.
-        Bulk jobs don't take an interactive one's room: with a dispatch of them buffered, it still
-        comes here at once, and goes with the next dispatch instead of the one after.
-        Jobs waiting for their ETA sit in memory and count against a limit of their own.
-        """
+        """What may be fetched now; jobs waiting for their ETA have a limit of their own."""
         if len(state.scheduled_requests) >= self.worker.app.conf.worker_eta_task_limit:
             return Room(0)
-        messages = self._messages_beside(self.batcher.size())
-        if messages > 0:
-            return Room(messages)
-        return Room(self._messages_beside(self.batcher.size(Lane.INTERACTIVE)), bulk=False)
-
-    def _messages_beside(self, held: Size) -> int:
-        """Messages that make up, with what is held, a dispatch for every process."""
-        # What is about to be failed takes room as well, or a flood of it would fill the memory.
         ending = self.recorder.unfinished + self._notes.unfinished
-        rows = self.ready * self.batcher.limits.max_rows - held.rows - ending
-        tokens = self.ready * self.settings.max_dispatch_tokens - held.tokens
-        return math.ceil(rows / self._rows_per_job) if rows > 0 and tokens > 0 else 0
+        return self._window.room(self.batcher, self.ready, ending)
+
+    def know(self, reports: Sequence[Report]) -> None:
+        """Take in what the model processes tell of themselves, before the first job comes."""
+        self.max_tokens = max(each.max_tokens for each in reports)
+        max_tokens = dispatch_tokens(self.settings, reports)
+        self.batcher.limits = replace(self.batcher.limits, max_tokens=max_tokens)
 
     def held(self) -> dict[Lane, tuple[int, int]]:
         """Jobs here by lane: in the buffer, and in the processes."""
@@ -303,7 +291,7 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             return
         if sent:
             self.dispatches.add(dispatch)
-            self._write_now()
+            write_now(self.worker.pool, self.worker.hub)
         else:
             if batch[0].trial:
                 self.trials.end(batch[0].request)
@@ -316,19 +304,10 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
             self.tally.ended(len(dispatch.jobs), dispatch.figures)
             took_s = time.monotonic() - dispatch.started_s
             self._pace.ended(dispatch.figures.texts, dispatch.tokens, took_s)
-            if self._pace.rows != self.batcher.limits.max_rows:
-                self.batcher.limits = replace(self.batcher.limits, max_rows=self._pace.rows)
+            self.batcher.limits = replace(self.batcher.limits, max_rows=self._pace.rows)
         if dispatch.jobs[0].trial:
             self.trials.end(dispatch.jobs[0].request)
         self.pump()
-
-    def _write_now(self) -> None:
-        """Write to idle processes in this very turn, as the pool would at its next poll."""
-        pool = self.worker.pool._pool
-        pool.on_poll_start()
-        idle = pool._all_inqueues - pool._busy_workers - pool._active_writes
-        if idle:
-            self.worker.hub.consolidate_callback(list(idle))
 
     def _wake_later(self, at_s: float, now_s: float) -> None:
         if self._wake_at_s > now_s:

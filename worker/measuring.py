@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from golem_tasks.contract import POSITIONAL
 from worker.batcher import BatchLimits, Lane, TimeLimits, Waiting
+from worker.pace import DISPATCH_TOKENS
+from worker.packing import ENOUGH_BUDGETS
+from worker.processes import Report
 from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
 
-__all__ = ["Measure", "limits", "measure", "waiting"]
+__all__ = ["Measure", "dispatch_tokens", "limits", "measure", "waiting"]
 
 CHARS_PER_TOKEN = 4.0
 """English WordPiece text has about 4.2 characters a token; an estimate only bounds a dispatch."""
@@ -26,13 +30,26 @@ _DAY_S = 86_400
 
 
 def limits(settings: WorkerSettings) -> BatchLimits:
-    """What a dispatch and its wait may be, by these settings."""
+    """What a dispatch and its wait may be, by these settings, before the devices are known."""
     return BatchLimits(
         max_rows=settings.rows,
-        max_tokens=settings.max_dispatch_tokens,
+        max_tokens=dispatch_tokens(settings),
         linger_s=settings.linger_ms / 1000,
         max_age_s=settings.max_age_ms / 1000,
     )
+
+
+def dispatch_tokens(settings: WorkerSettings, reports: Sequence[Report] = ()) -> int:
+    """Most tokens of a dispatch: as set, else a default that fills a GPU several times over.
+
+    A GPU's micro-batch may be as large as the default, and little padding needs several of them to
+    choose from (`worker.packing`). A CPU's budget is at most an eighth of it, unless it was set: a
+    larger dispatch would only make interactive jobs wait.
+    """
+    if settings.max_dispatch_tokens != "auto":
+        return settings.max_dispatch_tokens
+    budgets = [each.token_budget for each in reports if each.device != "cpu"]
+    return max([DISPATCH_TOKENS, *(ENOUGH_BUDGETS * each for each in budgets)])
 
 
 def waiting(

@@ -1,4 +1,4 @@
-"""How fast processes are, and so how many texts a full dispatch has. Pure.
+"""How fast processes are, and so how much a full dispatch is. Pure.
 
 What a dispatch costs beside its texts (its way to the process and back, four round trips to Redis)
 is some milliseconds. Shared by `LEAST_ROWS` texts that is nothing for a model that needs a second
@@ -9,12 +9,15 @@ to wait for. So a fast process gets as many texts as take it `FULL_S`, and a slo
 
 from __future__ import annotations
 
-__all__ = ["FULL_S", "LEAST_ROWS", "MOST_ROWS", "Pace"]
+__all__ = ["DISPATCH_TOKENS", "FULL_S", "LEAST_ROWS", "MOST_ROWS", "Pace"]
 
 FULL_S = 0.25
 """Seconds a full dispatch takes a fast process; below what a person calls waiting."""
 LEAST_ROWS = 256
 MOST_ROWS = 1024
+
+DISPATCH_TOKENS = 32_768
+"""Tokens of a full dispatch that nobody has set, or more on a GPU (`worker.measuring`)."""
 
 _SMOOTHING = 0.2
 

@@ -19,27 +19,27 @@ from celery.utils.log import get_logger
 
 from golem_tasks.errors import JobTimeout
 from worker.batcher import Waiting
+from worker.pace import DISPATCH_TOKENS
 from worker.settings import WorkerSettings
 
 __all__ = ["at_most", "ended_by_alarm", "patience_s", "took_too_long", "undisturbed"]
 
 logger = get_logger(__name__)
 
-TOKENS = 32_768
-"""Tokens for which the setting counts once: as many as a dispatch has by default."""
 _BY_ALARM = f"signal {signal.SIGALRM.value} "
 
 
 def patience_s(jobs: Sequence[Waiting[Any]], settings: WorkerSettings) -> float | None:
     """Seconds the model may take for a dispatch; None where a hard limit of its own or none is set.
 
-    It grows with the most tokens the texts may have, lest an estimate end a job that is well: of
-    Chinese, say, there are four times as many as of English of that length.
+    It is set for `DISPATCH_TOKENS`, and grows with the most tokens the texts may have, lest an
+    estimate end a job that is well: of Chinese, say, there are four times as many as of English of
+    that length.
     """
     hard_s, _ = jobs[0].time_limits
     if hard_s or not settings.job_timeout_s:
         return None
-    return settings.job_timeout_s * max(1.0, sum(job.most_tokens for job in jobs) / TOKENS)
+    return settings.job_timeout_s * max(1.0, sum(job.most_tokens for job in jobs) / DISPATCH_TOKENS)
 
 
 @contextmanager

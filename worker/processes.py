@@ -174,7 +174,7 @@ class ModelProcesses(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery s
                 self._give_up(each.message)
             logger.info("Model process %d is ready: %s", each.index, each.message)
         worker.model_reports = reports
-        worker.intake.max_tokens = max(each.max_tokens for each in reports)
+        worker.intake.know(reports)
         settle_garbage()
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:  # noqa: ARG002 - Celery's

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from golem_tasks.settings import ClientSettings
-from worker.pace import LEAST_ROWS
+from worker.pace import LEAST_ROWS, MOST_ROWS
 
 __all__ = ["EMBEDDED_MODEL", "WorkerSettings"]
 
@@ -63,8 +63,10 @@ class WorkerSettings(ClientSettings):
         description="Most texts in one dispatch to a model process; auto: 256, and up to 1,024 "
         "where they take it a quarter of a second or less.",
     )
-    max_dispatch_tokens: int = Field(
-        32_768, ge=1, description="Most estimated tokens in one dispatch to a model process."
+    max_dispatch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Most estimated tokens in one dispatch to a model process; auto: 32,768, and "
+        "on a GPU four times its token budget if that is more.",
     )
     token_budget: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
@@ -130,5 +132,10 @@ class WorkerSettings(ClientSettings):
 
     @property
     def rows(self) -> int:
-        """Texts of a full dispatch, as far as it is known before the first; of a micro-batch."""
+        """Texts of a full dispatch, as far as it is known before the first."""
         return LEAST_ROWS if self.max_rows == "auto" else self.max_rows
+
+    @property
+    def most_rows(self) -> int:
+        """Texts of a full dispatch once it is known how fast a process is; of a micro-batch."""
+        return MOST_ROWS if self.max_rows == "auto" else self.max_rows

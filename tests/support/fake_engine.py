@@ -321,7 +321,7 @@ def load(settings: WorkerSettings, index: int) -> FakeEngine:
     budget = settings.token_budget if isinstance(settings.token_budget, int) else _TOKEN_BUDGET
     return FakeEngine(
         token_budget=int(environ.get("FAKE_TOKEN_BUDGET", budget)),
-        max_rows=settings.rows,
+        max_rows=settings.most_rows,
         max_area=None if max_area is None else int(max_area),
         on_forward=on_forward,
         device=devices[index % len(devices)],

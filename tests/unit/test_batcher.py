@@ -116,7 +116,8 @@ def test_what_is_left_is_shared_with_the_busy_as_well(
     """A batch is its part among all processes, if that is worth it, but for less than a job."""
     batcher = filled(*(job(n, tokens=each) for n, each in enumerate(tokens)), limits=WIDE)
     part = max(-(-sum(tokens) // (idle + busy)), worth_tokens)
-    share = max(min(part, -(-sum(tokens) // idle)), LEAST_SHARED_TOKENS)
+    least = max(LEAST_SHARED_TOKENS, worth_tokens // 10)
+    share = max(min(part, -(-sum(tokens) // idle)), least)
     batch = batcher.next_batch(0.0, idle=idle, busy=busy, worth_tokens=worth_tokens)
     assert len(batch) == 1 or total(batch) <= share
     if len(batch) < len(tokens):
@@ -157,6 +158,14 @@ def test_shares_are_even_and_not_too_small() -> None:
     for count, expected in ((100, [50, 50]), (40, [25, 15]), (3, [3, 0])):
         batcher = filled(*(job(n, tokens=20) for n in range(count)), limits=WIDE)
         assert [len(batcher.next_batch(0.0, idle=idle)) for idle in (2, 1)] == expected
+
+
+def test_idle_processes_dont_share_what_one_has_done_at_once() -> None:
+    """What takes a fast one a fortieth of a second, a tenth of what a busy one isn't left."""
+    for worth_tokens, expected in ((None, [50, 50]), (5_000, [50, 50]), (20_000, [100, 0])):
+        batcher = filled(*(job(n, tokens=20) for n in range(100)), limits=WIDE)
+        batches = [batcher.next_batch(0.0, idle=i, worth_tokens=worth_tokens) for i in (2, 1)]
+        assert list(map(len, batches)) == expected
 
 
 def test_a_lone_job_goes_at_once() -> None:

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from golem_tasks.contract import CLASSIFY, CLASSIFY_MANY
 from worker.encoding import window_starts
-from worker.measuring import CHARS_PER_TOKEN, SPECIAL_TOKENS, Measure, measure
+from worker.measuring import (
+    CHARS_PER_TOKEN,
+    SPECIAL_TOKENS,
+    Measure,
+    dispatch_tokens,
+    measure,
+)
+from worker.pace import DISPATCH_TOKENS
+from worker.packing import ENOUGH_BUDGETS
+from worker.processes import Report
+from worker.settings import WorkerSettings
 
 texts = st.lists(st.text(max_size=60), min_size=1, max_size=8)
 long_texts = st.text(st.characters(codec="utf-8"), max_size=300)
@@ -75,3 +85,27 @@ def test_what_breaks_the_contract_counts_as_one(task: str, value: Any) -> None:
     for each in (measured(task, value), measured(task, value, value), measured(task, texts=value)):
         assert each.rows == 1
         assert each.tokens >= 1
+
+
+def reports(device: str, *budgets: int) -> list[Report]:
+    """What processes tell of themselves."""
+    return [
+        Report(n, 1, ready=True, message="", device=device, token_budget=budget)
+        for n, budget in enumerate(budgets)
+    ]
+
+
+@given(st.lists(st.integers(1, 65_536), min_size=1, max_size=8))
+def test_a_gpus_dispatch_holds_what_packing_bounds_the_padding_of(budgets: list[int]) -> None:
+    """Four micro-batches of the largest budget, and what it is by default at least."""
+    tokens = dispatch_tokens(WorkerSettings(), reports("cuda:0", *budgets))
+    assert tokens == max(DISPATCH_TOKENS, ENOUGH_BUDGETS * max(budgets))
+
+
+@given(st.lists(st.integers(1, 10**9), max_size=8), st.integers(1, 10**6))
+def test_a_cpus_dispatch_and_one_that_is_set_dont_grow(budgets: list[int], fixed: int) -> None:
+    """Whatever the budget is."""
+    assert dispatch_tokens(WorkerSettings(), reports("cpu", *budgets)) == DISPATCH_TOKENS
+    settings = WorkerSettings(max_dispatch_tokens=fixed)
+    for device in ("cpu", "cuda:0"):
+        assert dispatch_tokens(settings, reports(device, *budgets)) == fixed

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from golem_tasks.settings import load
 from worker.batcher import TimeLimits, Waiting
-from worker.patience import TOKENS, ended_by_alarm, patience_s
+from worker.measuring import limits
+from worker.pace import DISPATCH_TOKENS
+from worker.patience import ended_by_alarm, patience_s
 from worker.settings import WorkerSettings
 
 ENDLESS = """
@@ -37,8 +39,8 @@ def test_a_dispatch_gets_the_setting_and_more_in_proportion_to_its_tokens(
     """No dispatch that can't be larger than the default has more than the setting."""
     settings = WorkerSettings(job_timeout_s=setting_s)
     allowed_s = patience_s([job(each) for each in tokens], settings)
-    assert allowed_s == setting_s * max(1, sum(tokens) / TOKENS)
-    assert settings.max_dispatch_tokens == TOKENS
+    assert allowed_s == setting_s * max(1, sum(tokens) / DISPATCH_TOKENS)
+    assert limits(settings).max_tokens == DISPATCH_TOKENS
 
 
 def test_a_limit_of_the_jobs_own_or_none_at_all_leaves_it_out() -> None:
