@@ -153,7 +153,10 @@ class Decoder:
         the same score, as sigmoid does with 40 and 50, and the label mustn't depend on `top_k`.
         """
         labels = self._labels
-        best = _agreed(rows)
+        if len(rows) == 1:
+            best: int | None = _greatest(rows[0])
+        else:
+            best = _agreed(rows)
         if top_k == 0 and best is not None:
             return {"label": labels[best]}
         if len(rows) == 1:
@@ -161,7 +164,7 @@ class Decoder:
         else:
             scores = _mean([self._activate(logits) for logits in rows], weights)
         if best is None:
-            best = scores.index(max(scores))
+            best = _greatest(scores)
         if top_k == 0:
             return {"label": labels[best]}
         if top_k is None and len(scores) == 2:  # noqa: PLR2004 - see softmax
@@ -186,16 +189,17 @@ class Decoder:
         return InferenceError.at("forward", "the model answered with NaN or infinity")
 
 
-def _agreed(rows: Sequence[list[float]]) -> int | None:
-    """The label every row puts first, and so their mean score, too; None if they differ.
+def _greatest(values: list[float]) -> int:
+    """Where the greatest is, the first of equal ones."""
+    if len(values) == 2:  # noqa: PLR2004 - see softmax
+        return 0 if values[0] >= values[1] else 1
+    return values.index(max(values))
 
-    Of equal logits the first counts.
-    """
-    best = rows[0].index(max(rows[0]))
-    for logits in rows[1:]:
-        if logits.index(max(logits)) != best:
-            return None
-    return best
+
+def _agreed(rows: Sequence[list[float]]) -> int | None:
+    """The label every row puts first, and so their mean score, too; None if they differ."""
+    first, *others = map(_greatest, rows)
+    return first if all(other == first for other in others) else None
 
 
 def _mean(rows: Sequence[list[float]], weights: Sequence[int]) -> list[float]:
