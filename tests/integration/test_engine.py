@@ -20,11 +20,12 @@ from golem_tasks.errors import ConfigurationError, GolemError, ModelLoadError, T
 from golem_tasks.settings import load as load_settings
 from tests.support.data import long_reviews, sst2_dev
 from tests.support.models import MAX_TOKENS, Kind, build, texts
+from worker.checkpoint import fingerprint
 from worker.classifier import Classifier, Work
 from worker.device import assigned_gpu, has_native_bfloat16
 from worker.engine import TorchEngine, load
 from worker.interfaces import Activation, Encoded
-from worker.machine import available_cores, cores_of
+from worker.machine import available_cores, cores_of, hardware
 from worker.settings import WorkerSettings
 from worker.source import EMBEDDED_FOLDER
 
@@ -478,6 +479,14 @@ class TestResources:
         """Two on the only GPU; with several GPUs, as many on each as on the next."""
         held = Counter(assigned_gpu(index, gpus) for index in range(gpus * each))
         assert held == dict.fromkeys(range(gpus), each)
+
+    def test_what_is_learned_of_a_model_is_learned_of_these_weights_on_this_machine(
+        self, small: Callable[..., Path]
+    ) -> None:
+        """Its name alone may be another's, and its device's number too."""
+        folder = small()
+        info = engine(folder).info
+        assert (info.checkpoint, info.hardware) == (fingerprint(folder), hardware())
 
     def test_threads_are_the_cores_over_the_processes(self, small: Callable[..., Path]) -> None:
         """Two processes of one machine don't fight for its cores."""
