@@ -54,7 +54,9 @@ def start(app: Celery, hostname: str) -> None:
     set_environment()
     try:
         engine = _loader(settings.engine)(settings, index)
-        remembered = BudgetFile(settings.state_dir, "ceilings", engine.info)
+        # A compiled model takes other room.
+        conditions = {"compile": 1} if settings.compile else {}
+        remembered = BudgetFile(settings.state_dir, "ceilings", engine.info, **conditions)
         ceiling = _warm_up(engine, remembered)
     except BaseException as exc:  # noqa: BLE001 - whatever a foreign model raises, the parent hears
         error = exc if isinstance(exc, GolemError) else _unexpected(settings, exc)

@@ -1,6 +1,6 @@
 """The loaded model: texts to rows, rows to logits.
 
-Where the model runs; what prepares it for that (`worker.loading`, `worker.device`,
+Where the model runs; what prepares it for that (`worker.loading`, `worker.device`, `worker.masks`,
 `worker.quantizing`, `worker.bucketing`, `worker.sharing`) and what shows it (`worker.whitebox`)
 knows torch too, and nothing else of the worker does.
 """
@@ -20,7 +20,7 @@ import torch
 from golem_tasks.contract import OnLong, TextItem
 from golem_tasks.errors import ConfigurationError, JobError, ModelLoadError
 from worker import calibration
-from worker.bucketing import bucket_linear_layers
+from worker.bucketing import bucket_linear_layers, bucketed_length
 from worker.budget import find_budget
 from worker.checkpoint import fingerprint
 from worker.decoding import activation_for
@@ -29,6 +29,7 @@ from worker.encoding import Encoder
 from worker.failures import is_out_of_memory
 from worker.interfaces import Activation, DeviceLost, Encoded, ModelInfo, Row
 from worker.loading import LoadedModel, labels_of, load_model, max_tokens_of
+from worker.masks import known_padding
 from worker.settings import WorkerSettings
 from worker.sharing import share_weights
 from worker.source import Source, find_source
@@ -130,7 +131,7 @@ class TorchEngine:
         if isinstance(settings.token_budget, int):
             self.token_budget = settings.token_budget
         self.max_rows = settings.most_rows
-        # For any shape from the start: else each new length would be compiled while jobs wait.
+        # For any shape from the start (see `compile`): else one would be compiled while jobs wait.
         self._compiled = settings.compile
         self._forward = torch.compile(model, dynamic=True) if settings.compile else model
         takes = inspect.signature(model.forward).parameters
@@ -157,16 +158,21 @@ class TorchEngine:
     @torch.inference_mode()
     def launch(self, rows: Sequence[Row]) -> _Launched:
         """See `worker.interfaces.Engine`."""
-        with _device_errors():
-            block = self._block(rows)  # (2 or 3, B, T)
+        longest = max(row.length for row in rows)
+        if self._compiled:
+            longest = max(longest, min(bucketed_length(longest), self.info.max_tokens))
+        padded = any(row.length != longest for row in rows)
+        # What is compiled has no such look in it: dynamo can't follow it.
+        known = contextlib.nullcontext() if self._compiled else known_padding(padded=padded)
+        with _device_errors(), known:
+            block = self._block(rows, longest)  # (2 or 3, B, T)
             inputs = {"input_ids": block[0], "attention_mask": block[1]}
             if len(block) > 2:  # noqa: PLR2004 - the third is there or isn't
                 inputs["token_type_ids"] = block[2]
             return _Launched(self._forward(**inputs, **self._options).logits)
 
-    def _block(self, rows: Sequence[Row]) -> torch.Tensor:
+    def _block(self, rows: Sequence[Row], longest: int) -> torch.Tensor:
         """Ids, mask and type ids, padded, in one tensor: one copy to the device."""
-        longest = max(row.length for row in rows)
         planes = 2 if rows[0].type_ids is None else 3
         block = np.zeros((planes, len(rows), longest), dtype=np.int64)
         block[0] = self._pad_id
@@ -195,17 +201,33 @@ class TorchEngine:
 
     def warm_up(self, token_budget: int) -> None:
         """See `worker.interfaces.Engine`; checks the shape and sanity of the answers as well."""
+        single = self._plain_row()
+        self.compile()
+        longest = min(self.info.max_tokens, max(token_budget, single.length))
+        count = min(self.max_rows, max(1, token_budget // longest))
+        self._try([single.stretched(longest)] * count, smallest=count * longest == single.length)
+        self._try([single], smallest=True)
+
+    def compile(self) -> None:
+        """Compile for every shape there can be, unless it was done or isn't asked for.
+
+        Raises:
+            ModelLoadError: it can't be compiled here.
+        """
+        if not self._compiled:
+            return
+        row = self._plain_row()
+        # What is compiled serves any number of rows and tokens, apart from one, for which torch
+        # always compiles anew: so for two rows and for one, while no row has one token (`launch`).
+        # Two are fewer than the tokens, lest both numbers be taken for the same.
+        for count in (2, 1):
+            self._try([row] * count, smallest=True)
+
+    def _plain_row(self) -> Row:
         [encoded] = self.encode([TextItem("warm up")], ["truncate"])
         if not isinstance(encoded, Encoded) or not encoded.rows[0].ids:
             raise self._unfit("its tokenizer makes nothing of a plain sentence", "Choose another.")
-        single = encoded.rows[0]
-        longest = min(self.info.max_tokens, max(token_budget, single.length))
-        count = min(self.max_rows, max(1, token_budget // longest))
-        if self._compiled:
-            # Compiled apart from one row; fewer rows than tokens, lest the two be taken for one.
-            self._try([single] * 2, smallest=True)
-        self._try([single.stretched(longest)] * count, smallest=count * longest == single.length)
-        self._try([single], smallest=True)
+        return encoded.rows[0]
 
     def _try(self, rows: list[Row], *, smallest: bool) -> None:
         try:
@@ -245,6 +267,10 @@ def load(settings: WorkerSettings, index: int) -> TorchEngine:
     if not isinstance(settings.token_budget, int):
         on_cpu = engine.info.device == "cpu"
         conditions = {"threads": torch.get_num_threads()} if on_cpu else {}
+        if settings.compile:
+            # Before the clock of the search runs, and before others wait for their turn.
+            engine.compile()
+            conditions["compile"] = 1
         engine.token_budget = find_budget(engine, settings.state_dir, **conditions)
     return engine
 
@@ -276,8 +302,8 @@ def build(settings: WorkerSettings, index: int, *, calibrated: bool = True) -> T
             revision=loaded.revision,
             folder=source.folder,
         )
-    if device.type == "cpu" and loaded.dtype == "bfloat16" and not settings.compile:
-        # Other dtypes' products aren't compiled; a compiled model has kernels for any size.
+    if device.type == "cpu" and loaded.dtype == "bfloat16":
+        # Other dtypes' products need no kernels of their own.
         bucket_linear_layers(loaded.model)
     return TorchEngine(source, loaded, settings, calibrated=calibrated)
 

@@ -38,7 +38,10 @@ def learned(log: str) -> list[tuple[int, int]]:
 def test_1_a_ceiling_is_learned_once_and_remembered_over_a_restart(
     tmp_path: Path, alone: EmbeddedServer, app: Celery
 ) -> None:
-    """Nobody fails; the next worker on this machine starts with what this one found out."""
+    """Nobody fails; the next worker on this machine starts with what this one found out.
+
+    Not one that compiles its model, which takes other room.
+    """
     texts = sentences(200)
     room = {"FAKE_MAX_AREA": "300", "FAKE_TOKEN_BUDGET": "4096"}
     results = send_all(app, texts)
@@ -54,6 +57,11 @@ def test_1_a_ceiling_is_learned_once_and_remembered_over_a_restart(
         assert REMEMBERED.findall(second.text) == [(str(budget), "4096")]
         assert not learned(second.text)
         assert second.runs == dict.fromkeys(texts, 1)
+    compiled = send_all(app, texts)
+    with FakeWorker(tmp_path, alone, name="w3", GOLEM_COMPILE="true", **room) as third:
+        check(compiled, texts)
+        assert not REMEMBERED.findall(third.text)
+        assert third.runs == dict.fromkeys(texts, 1)
 
 
 def test_2_a_text_that_does_not_fit_alone(

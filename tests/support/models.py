@@ -35,6 +35,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "xlnet": {"d_model": 32, "d_inner": 64, "n_layer": 2, "n_head": 4},
 }
 _SIZES["roberta"] = _SIZES["bert"]
+_LAYERS = ("n_layers", "num_hidden_layers", "n_layer")
 
 
 def build(
@@ -43,6 +44,7 @@ def build(
     labels: tuple[str, ...] = ("NEGATIVE", "POSITIVE"),
     *,
     problem_type: str | None = None,
+    layers: int = 2,
     seed: int = 0,
 ) -> Path:
     """Save a random model and its tokenizer into the folder and return it.
@@ -50,7 +52,7 @@ def build(
     Weights are larger than an untrained model's, so that answers differ from text to text.
     """
     tokenizer = build_tokenizer(kind)
-    sizes = dict(_SIZES[kind])
+    sizes = {name: layers if name in _LAYERS else size for name, size in _SIZES[kind].items()}
     if kind in ("distilbert", "bert"):
         sizes["max_position_embeddings"] = MAX_TOKENS
     elif kind == "roberta":

@@ -36,6 +36,13 @@ def test_each_model_on_each_device_has_its_own(tmp_path: Path, field: str) -> No
     assert BudgetFile(str(tmp_path), "ceilings", replace(INFO, **{field: "other"})).recall() is None
 
 
+def test_each_condition_has_its_own(tmp_path: Path) -> None:
+    """What a compiled model was found to need isn't an eager one's, nor the other way round."""
+    BudgetFile(str(tmp_path), "ceilings", INFO, compile=1).store(700)
+    assert BudgetFile(str(tmp_path), "ceilings", INFO).recall() is None
+    assert BudgetFile(str(tmp_path), "ceilings", INFO, compile=1).recall() == 700
+
+
 @pytest.mark.parametrize(
     "content",
     [
