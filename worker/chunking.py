@@ -5,7 +5,8 @@ length is known of every text beforehand, that in characters: chunks cut from te
 have rows of like lengths. Simulated on the engine benchmark's workloads, with budgets of 4,096 and
 16,384 tokens and 256 and 1,024 rows: of eight micro-batches' worth, two chunks of four have up to
 2.2 points more padding than one plan of everything; of four, two chunks of two have up to 2.0, or
-6.6 with short texts where 256 rows fill but a third of the budget. Not to have the device wait for
+6.6 with short texts where 256 rows fill but a third of the budget. That is before packing bounds
+it: a chunk is cut so that no more than a twentieth is padding, too. Not to have the device wait for
 the last text's tokens is worth more.
 """
 

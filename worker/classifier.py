@@ -148,12 +148,14 @@ class Classifier:
                 cause = "the tokenizer made no tokens of it"
                 run.failed[index] = InferenceError.at("encode", cause)
 
-    def _packed(self, run: Run, rows: list[int], failures: tuple[int, ...]) -> list[Pending]:
+    def _packed(
+        self, run: Run, rows: list[int], failures: tuple[int, ...], *, part: bool = False
+    ) -> list[Pending]:
         """Pack rows of all works together: micro-batches don't care whose a row is."""
         try:
             lengths = run.lengths(rows)
             overhead = overhead_of(self.token_budget, self._engine.info.device)
-            plan = pack(lengths, self.token_budget, self._engine.max_rows, overhead)
+            plan = pack(lengths, self.token_budget, self._engine.max_rows, overhead, part=part)
             return [
                 Pending.of([rows[i] for i in places], [lengths[i] for i in places], failures)
                 for places in plan
@@ -190,7 +192,8 @@ class Classifier:
         """Tokenize and pack these works, for the device to compute next."""
         self._encode(run, works)
         if rows := run.spread(works):
-            run.queue.extend(self._packed(run, rows, ()))
+            part = len(works) < len(run.works)
+            run.queue.extend(self._packed(run, rows, (), part=part))
 
     def _has_room(self, pending: Pending, in_flight: Sequence[_InFlight]) -> bool:
         if pending.alone or (in_flight and in_flight[0].pending.alone):

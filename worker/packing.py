@@ -54,7 +54,12 @@ def overhead_of(token_budget: int, device: str) -> int:
 
 
 def pack(
-    lengths: Sequence[int], token_budget: int, max_rows: int, overhead_tokens: int
+    lengths: Sequence[int],
+    token_budget: int,
+    max_rows: int,
+    overhead_tokens: int,
+    *,
+    part: bool = False,
 ) -> list[list[int]]:
     """Split rows into micro-batches, longest rows first: the cheapest within `MOST_PADDING`.
 
@@ -63,6 +68,8 @@ def pack(
         token_budget: bound of longest x rows; a single row above it stands alone.
         max_rows: bound of the rows of one micro-batch.
         overhead_tokens: what one more micro-batch costs, in tokens; see `overhead_of`.
+        part: whether there are more rows, packed by themselves, with which these are
+            `ENOUGH_BUDGETS`.
 
     Returns:
         Indexes into `lengths`, each exactly once.
@@ -71,7 +78,8 @@ def pack(
     def cut(steps: int) -> list[list[int]]:
         return cheapest(lengths, token_budget, max_rows, int(overhead_tokens * _LESS**steps))
 
-    plan, few = cut(0), sum(lengths) < ENOUGH_BUDGETS * token_budget
+    plan = cut(0)
+    few = not part and sum(lengths) < ENOUGH_BUDGETS * token_budget
     if few or _is_tight(lengths, plan):
         return plan
     # The less a pass counts as, the less padding; so the first step that suffices is bisected.

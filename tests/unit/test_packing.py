@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from benchmarks.workloads import texts_from, texts_made_up, workload
+from golem_tasks.contract import Options, TextItem
 from tests.support.compose import ROOT
 from tests.support.data import data_folder
+from tests.support.fake_engine import FakeEngine
+from worker.classifier import Classifier, Work
+from worker.interfaces import Encoded
 from worker.packing import (
     ENOUGH_BUDGETS,
     MOST_PADDING,
@@ -181,6 +185,26 @@ def test_padding_is_at_most_a_twentieth_of_four_micro_batches_worth(
     for waiting in shuffles(lengths_of(name, source), ENOUGH_BUDGETS * budget, times):
         area = total_area(waiting, pack(waiting, budget, 1024, overhead_of(budget, device)))
         assert area - sum(waiting) <= MOST_PADDING * area
+
+
+@pytest.mark.parametrize("name", ["short", "mixed", "outlier"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("budgets", [ENOUGH_BUDGETS, 2 * ENOUGH_BUDGETS])
+def test_so_is_it_of_a_dispatch_however_a_gpu_takes_it(
+    device: str, budgets: int, name: str
+) -> None:
+    """Also where it is cut into chunks, each of less than four budgets."""
+    budget = 2048
+    engine = FakeEngine(token_budget=budget, max_rows=1024, device=device)
+    texts = workload(name, texts_made_up(), 2048)
+    items = [Work(TextItem(text), Options(), 0.0) for text in texts]
+    encoded = engine.encode([work.item for work in items], ["truncate"] * len(items))
+    rows = [each.rows[0].length for each in encoded if isinstance(each, Encoded)]
+    count = next(n for n in range(2048) if sum(rows[:n]) >= (budgets + 0.1) * budget)
+    batches = Classifier(engine).classify(items[:count]).micro_batches
+    area = sum(batch.rows * batch.longest for batch in batches)
+    assert sum(batch.rows for batch in batches) == count
+    assert area - sum(batch.tokens for batch in batches) <= MOST_PADDING * area
 
 
 @pytest.mark.parametrize("name", ["short", "mixed", "outlier"])
