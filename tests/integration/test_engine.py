@@ -6,7 +6,7 @@ import random
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Pipeline, pipeline
 
 from golem_tasks.contract import Options, Prediction, TextItem
-from golem_tasks.errors import ConfigurationError, GolemError, ModelLoadError, TextTooLong
+from golem_tasks.errors import (
+    ConfigurationError,
+    GolemError,
+    InferenceError,
+    ModelLoadError,
+    TextTooLong,
+)
 from golem_tasks.settings import load as load_settings
 from tests.support.data import long_reviews, sst2_dev
 from tests.support.models import MAX_TOKENS, Kind, build, texts
@@ -24,7 +30,7 @@ from worker.checkpoint import fingerprint
 from worker.classifier import Classifier, Work
 from worker.device import assigned_gpu, has_native_bfloat16
 from worker.engine import TorchEngine, load
-from worker.interfaces import Activation, Encoded
+from worker.interfaces import Activation, Encoded, Launched, Row
 from worker.machine import available_cores, cores_of, hardware
 from worker.settings import WorkerSettings
 from worker.source import EMBEDDED_FOLDER
@@ -447,10 +453,24 @@ class TestLoading:
         assert f"GOLEM_DEVICE={device}" in self.refused(small(), device=device)
 
 
+def _raising_after(
+    launch: Callable[[Sequence[Row]], Launched],
+) -> Callable[[Sequence[Row]], Launched]:
+    """Launch, then fail: the error's frames hold the tensors of the micro-batch."""
+
+    def raising(rows: Sequence[Row]) -> Launched:
+        launched = launch(rows)
+        raise RuntimeError(f"the forward pass of {len(launched.logits())} rows failed")
+
+    return raising
+
+
 class TestResources:
     """Memory, threads and precision."""
 
-    def test_no_tensor_of_a_batch_survives_it(self, small: Callable[..., Path]) -> None:
+    def test_no_tensor_of_a_batch_survives_it(
+        self, small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """After a dispatch, and after one that failed, only the model's tensors are alive."""
         loaded = engine(small(), token_budget=200)
         classifier = Classifier(loaded)
@@ -465,6 +485,10 @@ class TestResources:
         kept = [classifier.classify(works) for _ in range(3)]
         assert tensors() == before
         assert len(kept) == 3
+        monkeypatch.setattr(loaded, "launch", _raising_after(loaded.launch))
+        failed = classifier.classify(works)
+        assert all(isinstance(outcome, InferenceError) for outcome in failed.outcomes)
+        assert tensors() == before
 
     def test_the_budget_bounds_every_micro_batch(self, small: Callable[..., Path]) -> None:
         """Setting and default reach the packing."""
