@@ -52,6 +52,20 @@ def test_a_deep_queue_fills_its_batches(tmp_path: Path, alone: EmbeddedServer, a
         assert worker.runs == dict.fromkeys(texts, 1)
 
 
+@pytest.mark.parametrize(("device", "expected"), [("cuda:0", [100]), ("cpu", [65, 35])])
+def test_a_gpus_dispatch_is_as_large_as_its_budget_asks(
+    tmp_path: Path, alone: EmbeddedServer, app: Celery, device: str, expected: list[int]
+) -> None:
+    """A hundred texts of 502 tokens: a GPU's 80,000 hold them all, a CPU has the 32,768 it had."""
+    texts = [f"{number:4} {'words ' * 333}".ljust(2003, ".") for number in range(100)]
+    results = send_all(app, texts)
+    env = {"FAKE_DEVICES": device, "FAKE_TOKEN_BUDGET": "20000", "GOLEM_PROCESSES": "1"}
+    with FakeWorker(tmp_path, alone, **env) as worker:
+        check(results, texts)
+        wait_until(lambda: sum(worker.dispatches) == 100, "the last batch's line in the log")
+        assert worker.dispatches == expected
+
+
 def test_a_job_the_producer_sent_twice_is_computed_once(
     tmp_path: Path, alone: EmbeddedServer
 ) -> None:
