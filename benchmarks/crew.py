@@ -9,15 +9,17 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from benchmarks.lengths import deal
 from benchmarks.loops import Case, GolemLoop, Loop, Ran, SortedLoop
 from golem_tasks.errors import GolemError
 from worker.machine import available_cores, cores_of
 
-__all__ = ["Crew", "deal"]
+__all__ = ["Crew"]
 
 _LOOPS: Mapping[str, Callable[[Case], Loop]] = {"golem": GolemLoop, "sorted": SortedLoop}
 
@@ -38,17 +40,24 @@ class Crew:
     def __init__(self, folder: Path, dtype: str, processes: int, state_dir: Path) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
         self._pipes: list[Connection] = []
+        self._processes: list[BaseProcess] = []
         for index in range(processes):
             ours, theirs = context.Pipe()
             threads = cores_of(index, processes, available_cores())
             given = (theirs, folder, dtype, processes, threads, state_dir)
-            context.Process(target=_serve, args=given, daemon=True).start()
+            process = context.Process(target=_serve, args=given, daemon=True)
+            process.start()
+            self._processes.append(process)
             theirs.close()
             self._pipes.append(ours)
 
     def __enter__(self) -> Self:
-        for pipe in self._pipes:
-            _receive(pipe)
+        try:
+            for pipe in self._pipes:
+                _receive(pipe)
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -57,8 +66,13 @@ class Crew:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for pipe in self._pipes:
             pipe.close()  # at which its process ends
+        for process in self._processes:
+            process.join()
 
     def loop(self, name: str) -> Loop:
         """The loop of this name, "golem" or "sorted", in all processes together."""
@@ -88,12 +102,6 @@ class _Together:
             tokens += ran.tokens
             padded += ran.padded_tokens
         return Ran(labels, tokens, padded)
-
-
-def deal(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Indexes into `lengths` in so many shares, of like lengths and each in order of arrival."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    return [sorted(order[first::count]) for first in range(count)]
 
 
 def _receive(pipe: Connection) -> Ran:

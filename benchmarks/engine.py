@@ -19,7 +19,7 @@ weights, made on the spot, by:
 - ``onnx_float32``, ``onnx_int8`` and ``openvino``: that loop on other runtimes, where installed.
 
 The loops in the default dtype run the model as the worker prepares it, and all of them have its
-environment (`worker.child`). All but the pipeline and ``padded`` cut their micro-batches at 1,024
+environment (`worker.machine`). All but the pipeline and ``padded`` cut their micro-batches at 1,024
 padded tokens. Before the first round each runs the first quarter of a workload's texts, unmeasured.
 A round takes all workloads and all contenders in turn.
 ``--contenders`` names some, for a run of many texts that doesn't wait for the slow ones.
@@ -47,13 +47,13 @@ os.environ.update({**CPU_ENVIRONMENT, **os.environ})
 
 from benchmarks.engine_field import BEST, CONTENDERS, Field
 from benchmarks.engine_ratios import ratios
+from benchmarks.lengths import padded_in_order
 from benchmarks.loops import (
     Case,
     GolemLoop,
     Loop,
     PipelineLoop,
     Ran,
-    padded_in_order,
     save_base,
     timed,
 )

@@ -113,7 +113,9 @@ class Field:
             f"pipeline_{_REFERENCE}": self.pipelines[_REFERENCE],
             "padded": PaddedLoop(self.one),
         }
-        self.processes = count(WorkerSettings.model_validate({"device": "cpu"}))
+        self.processes = count(
+            WorkerSettings.model_validate({"device": "cpu", "model": str(folder)})
+        )
         """Of a worker with default settings."""
         self.wanted = wanted
         self._folder = folder

@@ -212,7 +212,7 @@ class HashEngine:
 def noop(settings: WorkerSettings, index: int) -> HashEngine:  # noqa: ARG001 - a loader's signature
     """The engine that costs nothing: what remains is the plumbing."""
     info = ModelInfo("no-op", None, "none", "cpu", LABELS, Activation.SOFTMAX, 512)
-    return HashEngine(info, max_rows=settings.rows, token_budget=2**30)
+    return HashEngine(info, max_rows=settings.most_rows, token_budget=2**30)
 
 
 def simulated_gpu(settings: WorkerSettings, index: int) -> HashEngine:
@@ -221,7 +221,7 @@ def simulated_gpu(settings: WorkerSettings, index: int) -> HashEngine:
     info = ModelInfo("simulated", None, "none", device, LABELS, Activation.SOFTMAX, 512)
     return HashEngine(
         info,
-        max_rows=settings.rows,
+        max_rows=settings.most_rows,
         token_budget=budget if isinstance(budget := settings.token_budget, int) else 2**30,
         row_tokens=int(os.environ.get("BENCH_ROW_TOKENS", "24")),
         launch_s=float(os.environ.get("BENCH_LAUNCH_MS", "5")) / 1e3,

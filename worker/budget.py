@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 from celery.utils.log import get_logger
 
@@ -13,14 +14,18 @@ from worker.failures import forget_frames, is_out_of_memory
 from worker.interfaces import Encoded, Engine
 from worker.tuning import FIRST, Measured, budgets_to_try, knee, measure
 
-__all__ = ["find_budget"]
+__all__ = ["clock_for", "find_budget"]
 
 logger = get_logger(__name__)
 
 LIMIT_S = 10.0
-"""Seconds of the device's time after which no further budget is begun."""
+"""Seconds after which no further budget is begun."""
 _LAST_ON_CPU = 4096
 """A larger micro-batch falls out of the caches, and makes everyone in it wait."""
+
+
+Clock: TypeAlias = Callable[[], float]
+"""Seconds, never fewer than before."""
 
 
 def find_budget(engine: Engine, state_dir: str | None, **conditions: int) -> int:
@@ -32,24 +37,37 @@ def find_budget(engine: Engine, state_dir: str | None, **conditions: int) -> int
     Args:
         engine: with its model loaded.
         state_dir: the folder, `GOLEM_STATE_DIR`; None: ``golem`` in the user's cache.
-        conditions: what the speed depends on beside model, device, dtype and rows.
+        conditions: what the speed depends on beside model, device, dtype and rows; ``threads`` on
+            a CPU.
     """
     file = BudgetFile(state_dir, "speeds", engine.info, max_rows=engine.max_rows, **conditions)
     # The processes of a worker load at the same time: on one device they would slow each other, and
     # each would take what it measures then for the device's own speed.
     with file.alone():
         remembered = file.recall()
-        return _find(engine, file) if remembered is None else remembered
+        if remembered is not None:
+            return remembered
+        return _find(engine, file, clock_for(conditions.get("threads")))
 
 
-def _find(engine: Engine, file: BudgetFile) -> int:
+def clock_for(threads: int | None) -> Clock:
+    """The clock that tells how long a forward pass takes; `threads` of a CPU, or None.
+
+    With one thread that is the process's own time, which nothing else on the machine adds to: when
+    the first of a worker's processes measures, the others still load. Of several threads it would
+    be the sum, and couldn't tell that two take as long for a small micro-batch as one.
+    """
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def _find(engine: Engine, file: BudgetFile, clock: Clock) -> int:
     info = engine.info
     budgets = budgets_to_try(engine.max_rows, info.max_tokens)
     if info.device == "cpu":
         budgets = [budget for budget in budgets if budget <= _LAST_ON_CPU]
     try:
         found = measure(
-            _probe(engine), budgets, max_rows=engine.max_rows, max_tokens=info.max_tokens,
+            _probe(engine, clock), budgets, max_rows=engine.max_rows, max_tokens=info.max_tokens,
             limit_s=LIMIT_S, is_out_of_memory=is_out_of_memory,
         )  # fmt: skip
     except Exception as exc:  # noqa: BLE001 - see above
@@ -67,7 +85,7 @@ def _find(engine: Engine, file: BudgetFile) -> int:
     return chosen
 
 
-def _probe(engine: Engine) -> Callable[[int, int], float]:
+def _probe(engine: Engine, clock: Clock) -> Callable[[int, int], float]:
     [encoded] = engine.encode([TextItem("warm up")], ["truncate"])
     if not isinstance(encoded, Encoded):
         raise encoded
@@ -75,11 +93,9 @@ def _probe(engine: Engine) -> Callable[[int, int], float]:
 
     def probe(rows: int, length: int) -> float:
         micro_batch = [row.stretched(length)] * rows
-        # On a CPU as well, where the process's own time is the sum of its threads': it couldn't
-        # see that two of them took as long for a small micro-batch as one.
-        begun_s = time.perf_counter()
+        begun_s = clock()
         engine.launch(micro_batch).logits()
-        return time.perf_counter() - begun_s
+        return clock() - begun_s
 
     return probe
 

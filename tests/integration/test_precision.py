@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -102,21 +104,29 @@ def test_the_default_dtype_keeps_995_of_1000_labels_on_sst2_and_accuracy() -> No
 
 
 def test_int8_costs_golem_mini_less_than_a_point_on_sst2() -> None:
-    """97 of 100 labels stay as in float32, and accuracy within a point."""
-    texts = [text for text, _ in sst2_dev()[:400]]
-    truth = [("NEGATIVE", "POSITIVE")[label] for _, label in sst2_dev()[:400]]
-    exact, coarse = (
-        classify(engine("golem-mini", dtype=dtype), texts) for dtype in ("float32", "int8")
-    )
-    assert coarse[0].model.dtype == "int8"
-    agree = sum(a.label == b.label for a, b in zip(exact, coarse, strict=True))
-    assert agree >= 0.97 * len(texts)
-    # Computed in int8 indeed: no score is float32's to the last digits, whatever the label.
-    assert any(abs(a.score - b.score) > 1e-6 for a, b in zip(exact, coarse, strict=True))
-    right = [
-        sum(a.label == b for a, b in zip(found, truth, strict=True)) for found in (exact, coarse)
-    ]
-    assert right[1] >= right[0] - 0.01 * len(texts)
+    """97 of 100 labels stay as in float32, and accuracy within a point, over five orders.
+
+    Texts of a micro-batch share a scale, so that which of them go together decides some labels: in
+    one order accuracy may be a point better or worse than in the next.
+    """
+    texts = [text for text, _ in sst2_dev()]
+    truth = [("NEGATIVE", "POSITIVE")[label] for _, label in sst2_dev()]
+    exact = classify(engine("golem-mini"), texts)
+    right_exactly = sum(a.label == b for a, b in zip(exact, truth, strict=True))
+    coarse, costs = engine("golem-mini", dtype="int8"), []
+    for seed in range(5):
+        order = random.Random(seed).sample(range(len(texts)), len(texts))  # noqa: S311 - no secret
+        found = classify(coarse, [texts[index] for index in order])
+        assert found[0].model.dtype == "int8"
+        pairs = [(exact[index], answer) for index, answer in zip(order, found, strict=True)]
+        assert sum(a.label == b.label for a, b in pairs) >= 0.97 * len(texts)
+        # Computed in int8 indeed: no score is float32's to the last digits, whatever the label.
+        assert any(abs(a.score - b.score) > 1e-6 for a, b in pairs)
+        right = sum(
+            answer.label == truth[index] for index, answer in zip(order, found, strict=True)
+        )
+        costs.append((right_exactly - right) / len(texts))
+    assert statistics.mean(costs) <= 0.01
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlnet"])

@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.backlog import make_texts
-from benchmarks.crew import deal
 from benchmarks.engines import Run, expected, fingerprint, noop, read_runs, simulated_gpu
 from benchmarks.growth import spread
 from benchmarks.latency import Answer, arrivals, figures
 from benchmarks.ledger import extra_runs, settle
-from benchmarks.loops import padded_in_order
+from benchmarks.lengths import deal, padded_in_order
 from benchmarks.procfs import Usage, pss_mib, usage
 from benchmarks.report import Figure, Report, percentile, ratio, significant, summarise
 from benchmarks.resets import schedule

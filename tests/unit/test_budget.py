@@ -1,6 +1,7 @@
 """The token budget a worker finds for itself."""
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from golem_tasks.errors import InferenceError
 from tests.support.fake_engine import FakeEngine
 from worker import budget, budget_file
-from worker.budget import find_budget
+from worker.budget import clock_for, find_budget
 from worker.budget_file import BudgetFile
 
 
@@ -82,18 +83,24 @@ def test_a_process_that_never_ends_its_measurement_is_not_waited_for_either(
     assert len(list((tmp_path / "speeds").iterdir())) == 1
 
 
-def test_a_pass_takes_as_long_as_the_wall_says(
+def test_a_pass_takes_as_long_as_the_clock_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads that wait for each other take none of the processor's time, and yet time."""
+    """A hundredth of a second whatever its size: the largest is the fastest."""
     now_s = 0.0
 
     def wait(_: list[str]) -> None:
         nonlocal now_s
         now_s += 0.01
 
-    monkeypatch.setattr(budget.time, "perf_counter", lambda: now_s)
+    monkeypatch.setattr(budget, "clock_for", lambda _: lambda: now_s)
     assert find_budget(FakeEngine(on_forward=wait), str(tmp_path)) == 4096
+
+
+def test_one_thread_is_timed_by_its_own_work_and_several_by_the_wall() -> None:
+    """Others take nothing from the one; threads that wait for each other take time."""
+    assert clock_for(1) is time.process_time
+    assert clock_for(2) is clock_for(None) is time.perf_counter
 
 
 def test_a_device_without_room_for_the_least_gets_the_least(tmp_path: Path) -> None:
