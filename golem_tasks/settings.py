@@ -134,9 +134,12 @@ def load(cls: type[SettingsT], **given: Any) -> SettingsT:
     try:
         return cls(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+        first, *others = exc.errors(include_url=False, include_context=False, include_input=False)
         field = str(first["loc"][0]) if first["loc"] else "settings"
         reason = first["msg"].removeprefix("Value error, ")
+        for other in others:  # of a setting that is a number or a word, what it could be as well
+            if other["loc"][:1] == first["loc"][:1]:
+                reason += f", or {other['msg'].removeprefix('Input should be ')}"
         if first["type"] == "string_pattern_mismatch":  # a pattern says nothing to a person
             reason = f"It should be: {cls.model_fields[field].description}".rstrip(".")
         where = "in the call" if field in given else "in the environment"

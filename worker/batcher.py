@@ -40,9 +40,10 @@ _OLD_BULK_SHARE = 4
 """Old bulk jobs go before interactive ones in this part of a batch: a quarter."""
 
 LEAST_SHARED_TOKENS = 512
+"""Fewer than these stay together, however many processes are idle."""
 _LEAST_WORTH = 10
-"""Fewer than these stay together, and so does a tenth of what is worth leaving to a busy process:
-what takes some hundredths of a second.
+"""Nor is this part, a tenth, of what is worth leaving to a busy process: what takes some hundredths
+of a second.
 
 Shared, texts have fewer of their own length to be packed with, and a micro-batch may not fill its
 device. That is paid with the time of processes which would else be idle, and so worth it where it

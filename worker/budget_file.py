@@ -75,8 +75,7 @@ class BudgetFile:
         }
         folder = state_folder(state_dir)
         self._path = folder / kind / f"{_digest(json.dumps(self._key, sort_keys=True))}.json"
-        # One GPU may be another's cuda:0: CUDA_VISIBLE_DEVICES numbers them for each process.
-        self._turn = folder / f"{kind}-{_digest(info.hardware or info.device)}"
+        self._turn = folder / f"{kind}-{_digest(_who_computes(info))}"
         self._told = False
 
     def recall(self) -> int | None:
@@ -131,6 +130,15 @@ class BudgetFile:
             raise
         with contextlib.suppress(OSError):  # another process is at it as well
             _prune(self._path.parent)
+
+
+def _who_computes(info: ModelInfo) -> str:
+    """What two that compute on it disturb each other.
+
+    One GPU may be another's cuda:0: CUDA_VISIBLE_DEVICES numbers them for each process. A CPU is
+    one, though what containers on it are told of their memory, and so their hardware, differs.
+    """
+    return info.hardware if info.hardware and info.device.startswith("cuda") else info.device
 
 
 def _digest(told: str) -> str:

@@ -20,19 +20,23 @@ _VISIBLE = {
     "hip": ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
 }
 _NVIDIA_SMI_S = 20
+_UNKNOWN = 1_000
+"""More GPUs than a machine has."""
 
 
 def count_gpus(dev: Path = Path("/dev"), sys: Path = Path("/sys")) -> int:
     """GPUs this process may use with the torch that is installed.
 
-    As many as ``*_VISIBLE_DEVICES`` leaves, else as many as there are. A container may have GPUs
+    As many as there are, or as ``*_VISIBLE_DEVICES`` leaves of them. A container may have GPUs
     and no ``nvidia-smi``, which its driver's "utility" part brings; then its device nodes count.
+    Where none of them tells of any, as in WSL, what the variable names is believed.
     """
     for kind in kinds_of_torch():
         visible = next((os.environ[name] for name in _VISIBLE[kind] if name in os.environ), None)
+        found = _nvidia(dev) if kind == "cuda" else _amd(dev, sys)
         if visible is not None:
-            return _named(visible)
-        if found := _nvidia(dev) if kind == "cuda" else _amd(dev, sys):
+            return _named(visible, found or _UNKNOWN)
+        if found:
             return found
     return 0
 
@@ -50,10 +54,23 @@ def kinds_of_torch() -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if built.get(kind) != "None")
 
 
-def _named(visible: str) -> int:
-    """GPUs in a list of numbers or names; what isn't a GPU ends it, as it does for the driver."""
-    parts = (part.strip() for part in visible.split(","))
-    return len(list(takewhile(lambda part: part not in ("", "-1"), parts)))
+def _named(visible: str, there: int) -> int:
+    """GPUs in a list of numbers or UUIDs, as the driver reads it, and torch where it counts itself.
+
+    What isn't one of those that are there ends it: ``-1``, or SLURM's ``NoDevFiles``. A list that
+    names one twice has none. Of MIG's parts a process sees one.
+    """
+    prefix = next((each for each in ("MIG-", "GPU-") if visible.startswith(each)), None)
+
+    def usable(name: str) -> bool:
+        if prefix is not None:
+            return name.startswith(prefix)
+        return re.fullmatch(r"\d+", name, re.ASCII) is not None and int(name) < there
+
+    names = list(takewhile(usable, (part.strip() for part in visible.split(","))))
+    if len(set(names)) < len(names):
+        return 0
+    return min(len(names), 1 if prefix == "MIG-" else there)
 
 
 def _nvidia(dev: Path) -> int:

@@ -67,8 +67,8 @@ class Intake(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no 
         self._others: Callable[[Any], Any] | None = None
         self._wake_at_s = 0.0
         self._window = Window()
-        rows = self.settings.max_rows
-        self._pace = Pace(None if rows == "auto" else rows)
+        rows, tokens = self.settings.max_rows, self.settings.max_dispatch_tokens
+        self._pace = Pace(None if rows == "auto" else rows, None if tokens == "auto" else tokens)
 
     def create(self, worker: Any) -> None:
         """Take the place of Celery's hand-over to the pool.

@@ -52,7 +52,7 @@ def available_cores(cpu_max: Path = _CGROUP / "cpu.max") -> int:
 def available_memory_bytes(memory_max: Path = _CGROUP / "memory.max") -> int | None:
     """The machine's memory, or its container's limit if that is less; None if nobody tells.
 
-    Not what is free now: a worker that is started again should be the same one.
+    Not what is free now: a worker that is started again shouldn't differ by who else was there.
     """
     found = []
     with contextlib.suppress(OSError, ValueError, AttributeError):  # no such names off Unix

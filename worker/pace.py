@@ -15,6 +15,8 @@ FULL_S = 0.25
 """Seconds a full dispatch takes a fast process; below what a person calls waiting."""
 LEAST_ROWS = 256
 MOST_ROWS = 1024
+_LEAST_TOKENS = 8_192
+"""As many as `LEAST_ROWS` texts of a paragraph."""
 
 DISPATCH_TOKENS = 32_768
 """Tokens of a full dispatch that nobody has set, or more on a GPU (`worker.measuring`)."""
@@ -27,10 +29,14 @@ class Pace:
 
     Args:
         fixed: the rows of a full dispatch, if they are set; else None.
+        fixed_tokens: its tokens, likewise.
     """
 
-    def __init__(self, fixed: int | None) -> None:
+    def __init__(self, fixed: int | None, fixed_tokens: int | None = None) -> None:
         self._fixed = fixed
+        # From half a full dispatch on, by either.
+        self._telling_rows = min(LEAST_ROWS, fixed or LEAST_ROWS) / 2
+        self._telling_tokens = min(_LEAST_TOKENS, fixed_tokens or _LEAST_TOKENS) / 2
         self._rows_per_s: float | None = None
         self._tokens_per_s: float | None = None
 
@@ -43,15 +49,17 @@ class Pace:
 
     @property
     def worth_tokens(self) -> int | None:
-        """Tokens that take a process `FULL_S`; None before the first dispatch of that size."""
+        """Tokens that take a process `FULL_S`; None before the first dispatch that tells."""
         return None if self._tokens_per_s is None else int(self._tokens_per_s * FULL_S)
 
     def ended(self, rows: int, tokens: int, took_s: float) -> None:
         """Learn from a dispatch of so many texts, from when it was sent until it was answered.
 
         A small one that was quick says nothing: what it costs beside its texts is most of it.
+        Small is one of few rows and of few tokens, by what is set if that is less.
         """
-        if took_s <= 0 or (rows < LEAST_ROWS // 2 and took_s < FULL_S):
+        large = rows >= self._telling_rows or tokens >= self._telling_tokens
+        if took_s <= 0 or not (large or took_s >= FULL_S):
             return
         self._rows_per_s = _smoothed(self._rows_per_s, rows / took_s)
         self._tokens_per_s = _smoothed(self._tokens_per_s, tokens / took_s)

@@ -91,7 +91,11 @@ def count(settings: WorkerSettings) -> int:
 
 
 def _fitting(settings: WorkerSettings) -> int:
-    """Model processes on a CPU that there is memory for."""
+    """Model processes on a CPU that there is memory for.
+
+    A hub model counts as `BYTES_OF_WEIGHTS` until its files are in the cache, so its second start
+    may get another number than the first.
+    """
     memory_bytes = available_memory_bytes()
     if memory_bytes is None:
         return MOST_ON_CPU

@@ -98,8 +98,9 @@ def command(
 
         target = _target(out, source.find_source(settings))
         # An old calibration needn't fit, nor the file exist that GOLEM_CALIBRATION may name. Not
-        # compiled: for one pass over the texts that doesn't pay.
-        plain = settings.model_copy(update={"compile": False})
+        # compiled: for one pass over the texts that doesn't pay. All cores are this process's,
+        # however many would share them in a worker.
+        plain = settings.model_copy(update={"compile": False, "processes": 1})
         loaded = engine.build(plain, 0, calibrated=False)
     fitting.require_softmax(loaded.info)
     truth = label_indexes(names, loaded.info.labels)

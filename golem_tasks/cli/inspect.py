@@ -78,11 +78,11 @@ def command(*, text: str, as_json: bool, **dials: str | None) -> None:
 
 def _as_in_a_worker(settings: WorkerSettings) -> WorkerSettings:
     """With the environment and the cores of one of the processes a worker would start."""
-    from worker.machine import available_cores, set_environment  # noqa: PLC0415 - the worker's
+    from worker import machine  # noqa: PLC0415 - the worker's, only needed here
     from worker.processes import count  # noqa: PLC0415 - the worker's
 
-    set_environment()  # before torch is loaded
-    threads = settings.threads or max(1, available_cores() // count(settings))
+    machine.set_environment()  # before torch is loaded
+    threads = settings.threads or machine.cores_of(0, count(settings), machine.available_cores())
     return settings.model_copy(update={"processes": 1, "threads": threads})
 
 

@@ -51,3 +51,4 @@ def torch_as_before() -> Iterator[None]:
     torch.set_num_threads(threads)
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
+    os.environ.update(environment)

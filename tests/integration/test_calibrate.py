@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from golem_tasks.cli import main
 from golem_tasks.cli.calibrate import label_indexes, read_labelled
@@ -13,6 +14,7 @@ from golem_tasks.settings import load as load_settings
 from tests.support.cli import golem
 from tests.support.data import sst2_dev
 from tests.support.models import build, texts
+from worker import device
 from worker.calibration import Calibration
 from worker.classifier import Classifier, Work
 from worker.engine import build as build_engine
@@ -145,6 +147,19 @@ def test_an_old_calibration_of_other_labels_is_made_again(
 
 
 @pytest.mark.usefixtures("torch_as_before")
+def test_calibrating_has_all_cores_however_many_processes_a_worker_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those would share them; nobody else is here."""
+    folder = build(tmp_path / "model", labels=("A", "B"))
+    file = labelled(tmp_path / "dev.jsonl", folder)
+    monkeypatch.setattr(device, "available_cores", lambda: 3)
+    monkeypatch.setenv("GOLEM_PROCESSES", "3")
+    assert main(["calibrate", "--file", str(file), "--model", str(folder), "--json"]) == 0
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("torch_as_before")
 @pytest.mark.parametrize(
     ("right", "remark"), [(True, "right about every text"), (False, "50 is the highest temp")]
 )
@@ -160,6 +175,7 @@ def test_a_fit_without_a_best_temperature_is_remarked_on(
     assert "golem_calibration.json" in printed.out.replace("\n", "")
 
 
+@pytest.mark.usefixtures("torch_as_before")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -180,7 +196,6 @@ def test_a_place_that_cant_be_is_told_before_anything_is_classified(
     if "--plot" in arguments:
         pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "dev.csv").write_text("text,label\ngood,1\nbad,0\n")
     assert main(["calibrate", "--file", "dev.csv", *arguments]) == 2
@@ -189,6 +204,7 @@ def test_a_place_that_cant_be_is_told_before_anything_is_classified(
     assert {path.name for path in tmp_path.iterdir()} == {"folder.png", "dev.csv"}
 
 
+@pytest.mark.usefixtures("torch_as_before")
 def test_a_picture_without_matplotlib_is_told_before_anything_is_classified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from golem_tasks.cli import main
 from golem_tasks.embedded import EmbeddedServer
-from golem_tasks.settings import load as load_settings
 from tests.support.cli import COMMAND, environment, golem, start
 from tests.support.fake_engine import expected_label
 from tests.support.fake_workers import FakeWorker
@@ -23,9 +22,7 @@ from tests.support.waiting import wait_until
 from tests.support.workers import WorkerProcess
 from worker.calibration import Calibration
 from worker.decoding import softmax
-from worker.machine import available_cores
-from worker.processes import count
-from worker.settings import WorkerSettings
+from worker.machine import CPU_ENVIRONMENT
 
 
 @pytest.fixture(scope="module")
@@ -342,20 +339,25 @@ def test_inspect_tells_all_parameters_and_the_temperature(
 
 
 def test_inspect_has_the_cores_and_the_environment_of_a_workers_process(tmp_path: Path) -> None:
-    """So that its times are a worker's; in a process of its own, where torch isn't loaded yet."""
+    """So that its times are a worker's; in a process of its own, where torch isn't loaded yet.
+
+    Of six cores, on a machine with memory enough, the first of four processes has two.
+    """
     folder = build(tmp_path / "model")
     code = (
-        "import os, sys; from golem_tasks.cli import main\n"
+        "import os, sys; from golem_tasks.cli import main; from worker import machine\n"
+        "machine.available_cores, machine.available_memory_bytes = lambda: 6, lambda: None\n"
         f"assert main(['inspect', '--json', '--model', {str(folder)!r}, 'good']) == 0\n"
         "import torch; print(torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])"
     )
     env = environment(GOLEM_DEVICE="cpu")
+    for name in CPU_ENVIRONMENT:
+        env.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=env, capture_output=True, text=True, timeout=240, check=True,
     )  # fmt: skip
-    processes = count(load_settings(WorkerSettings, device="cpu"))
-    assert done.stdout.splitlines()[-1] == f"{max(1, available_cores() // processes)} PASSIVE"
+    assert done.stdout.splitlines()[-1] == "2 PASSIVE"
 
 
 def _until_closed(terminal: int) -> str:

@@ -113,15 +113,20 @@ def test_idle_processes_share_what_waits(tokens: list[int], processes: int) -> N
 def test_what_is_left_is_shared_with_the_busy_as_well(
     tokens: list[int], idle: int, busy: int, worth_tokens: int
 ) -> None:
-    """A batch is its part among all processes, if that is worth it, but for less than a job."""
+    """A batch is its part among all processes where that is worth it, but for less than a job."""
     batcher = filled(*(job(n, tokens=each) for n, each in enumerate(tokens)), limits=WIDE)
-    part = max(-(-sum(tokens) // (idle + busy)), worth_tokens)
-    least = max(LEAST_SHARED_TOKENS, worth_tokens // 10)
-    share = max(min(part, -(-sum(tokens) // idle)), least)
+    of_idle, of_all = sum(tokens) / idle, sum(tokens) / (idle + busy)
     batch = batcher.next_batch(0.0, idle=idle, busy=busy, worth_tokens=worth_tokens)
-    assert len(batch) == 1 or total(batch) <= share
+    taken = total(batch)
+    if len(batch) > 1 and taken >= of_idle + 1:  # more than its part among the idle
+        assert taken <= LEAST_SHARED_TOKENS or taken <= worth_tokens / 10
+    if len(batch) > 1 and taken >= of_all + 1:  # more than its part among all
+        assert taken <= LEAST_SHARED_TOKENS or taken <= worth_tokens
     if len(batch) < len(tokens):
-        assert total(batch) + tokens[len(batch)] > share
+        nearly = taken + tokens[len(batch)]  # with the next one it would be too much
+        assert nearly > of_all
+        assert nearly > min(worth_tokens, of_idle)
+        assert nearly > LEAST_SHARED_TOKENS
 
 
 @given(

@@ -115,6 +115,15 @@ def test_the_folder_stays_small(tmp_path: Path) -> None:
     assert BudgetFile(str(tmp_path), "ceilings", replace(INFO, name="model 68")).recall() == 69
 
 
+def test_containers_on_one_cpu_take_turns(tmp_path: Path) -> None:
+    """The limits of their memory differ, and with them what they tell of their hardware."""
+    for gib in (4, 16):
+        info = replace(INFO, device="cpu", hardware=f"x86_64, A 1, 8 cores, {gib} GiB")
+        with BudgetFile(str(tmp_path), "speeds", info).alone():
+            pass
+    assert len(list(tmp_path.glob("speeds-*.lock"))) == 1
+
+
 def test_it_lies_in_the_users_cache_unless_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

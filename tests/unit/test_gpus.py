@@ -36,6 +36,13 @@ def has(tmp_path: Path, *nodes: str) -> None:
         (tmp_path / "dev" / node).touch()
 
 
+def has_amd(tmp_path: Path, number: int, gpu_id: str) -> None:
+    """Put one of AMD's compute nodes there."""
+    node = tmp_path / "sys" / "class/kfd/kfd/topology/nodes" / str(number)
+    node.mkdir(parents=True)
+    (node / "gpu_id").write_text(f"{gpu_id}\n")
+
+
 def test_a_machine_without_a_gpu_has_none(tmp_path: Path) -> None:
     """Nor does one with a driver and nothing to drive."""
     assert found(tmp_path) == 0
@@ -71,9 +78,7 @@ def test_the_drivers_tool_is_believed_if_it_works(
 def test_amds_gpus_are_its_compute_nodes_without_the_cpus(tmp_path: Path) -> None:
     """One at least where there is a kfd; none without, whatever /sys shows."""
     for number, gpu_id in enumerate(("0", "51110", "8832")):
-        node = tmp_path / "sys" / "class/kfd/kfd/topology/nodes" / str(number)
-        node.mkdir(parents=True)
-        (node / "gpu_id").write_text(f"{gpu_id}\n")
+        has_amd(tmp_path, number, gpu_id)
     (tmp_path / "sys" / "class/kfd/kfd/topology/nodes/3/gpu_id").mkdir(parents=True)  # unreadable
     assert found(tmp_path) == 0
     has(tmp_path, "kfd")
@@ -82,7 +87,25 @@ def test_amds_gpus_are_its_compute_nodes_without_the_cpus(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("visible", "expected"), [("0,1", 2), ("GPU-a", 1), ("", 0), ("-1", 0), ("0,-1,1", 1)]
+    ("visible", "expected"),
+    [
+        ("0,1", 2),
+        ("2, 0", 2),
+        ("GPU-a", 1),
+        ("GPU-a,GPU-b,1", 2),
+        ("GPU-a,GPU-b,GPU-c,GPU-d", 3),
+        ("MIG-a,MIG-b", 1),
+        ("", 0),
+        ("-1", 0),
+        ("0,-1,1", 1),
+        ("0,0", 0),
+        ("3", 0),
+        ("0,3,1", 1),
+        ("0,1,2,3", 3),
+        ("NoDevFiles", 0),
+        ("none", 0),
+        ("void", 0),
+    ],
 )
 def test_what_is_visible_bounds_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, expected: int
@@ -93,10 +116,23 @@ def test_what_is_visible_bounds_what_is_there(
     assert found(tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("visible", "expected"), [("0,1", 2), ("GPU-a", 1), ("MIG-a,MIG-b", 1), ("NoDevFiles", 0)]
+)
+def test_what_is_visible_is_believed_where_nothing_else_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, expected: int
+) -> None:
+    """WSL has no device nodes of its GPUs."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert found(tmp_path) == expected
+
+
 def test_amds_own_variable_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HIP reads CUDA's name too."""
     can_use(monkeypatch, "hip")
     has(tmp_path, "kfd")
+    for number in range(3):
+        has_amd(tmp_path, number, "51110")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     assert found(tmp_path) == 3
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "0,1")

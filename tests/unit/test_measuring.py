@@ -17,7 +17,6 @@ from worker.measuring import (
     measure,
 )
 from worker.pace import DISPATCH_TOKENS
-from worker.packing import ENOUGH_BUDGETS
 from worker.processes import Report
 from worker.settings import WorkerSettings
 
@@ -95,11 +94,15 @@ def reports(device: str, *budgets: int) -> list[Report]:
     ]
 
 
-@given(st.lists(st.integers(1, 65_536), min_size=1, max_size=8))
-def test_a_gpus_dispatch_holds_what_packing_bounds_the_padding_of(budgets: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("budgets", "expected"),
+    [((16_384,), 65_536), ((4_096,), 32_768), ((4_096, 16_384, 1), 65_536)],
+)
+def test_a_gpus_dispatch_holds_what_packing_bounds_the_padding_of(
+    budgets: tuple[int, ...], expected: int
+) -> None:
     """Four micro-batches of the largest budget, and what it is by default at least."""
-    tokens = dispatch_tokens(WorkerSettings(), reports("cuda:0", *budgets))
-    assert tokens == max(DISPATCH_TOKENS, ENOUGH_BUDGETS * max(budgets))
+    assert dispatch_tokens(WorkerSettings(), reports("cuda:0", *budgets)) == expected
 
 
 @given(st.lists(st.integers(1, 10**9), max_size=8), st.integers(1, 10**6))

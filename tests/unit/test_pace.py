@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.pace import FULL_S, LEAST_ROWS, MOST_ROWS, Pace
+from worker.pace import DISPATCH_TOKENS, FULL_S, LEAST_ROWS, MOST_ROWS, Pace
 
 SPEEDS = st.floats(1.0, 1e6)  # texts a second
 
@@ -43,7 +43,7 @@ def test_it_follows_when_texts_grow_longer_or_shorter(before: float, now: float)
 
 @given(
     st.integers(0, LEAST_ROWS // 2 - 1),
-    st.integers(0, 100_000),
+    st.integers(0, 4_095),
     st.floats(0, FULL_S, exclude_max=True),
 )
 def test_a_small_dispatch_that_was_quick_says_nothing(
@@ -66,6 +66,22 @@ def test_what_is_worth_sharing_takes_a_quarter_of_a_second(fixed: int, rows_per_
     after(pace, rows_per_s, dispatches=3)
     assert pace.worth_tokens is not None
     assert abs(pace.worth_tokens - int(20 * rows_per_s * FULL_S)) <= 1
+
+
+@given(
+    st.one_of(st.none(), st.integers(1, 4096)),
+    st.one_of(st.none(), st.integers(1, 100_000)),
+    st.floats(0.001, FULL_S),
+)
+def test_a_full_dispatch_tells_the_speed_however_quick_it_was(
+    fixed: int | None, fixed_tokens: int | None, took_s: float
+) -> None:
+    """Full by its rows, or by its tokens, of which a long text has 512."""
+    most_rows, most_tokens = fixed or LEAST_ROWS, fixed_tokens or DISPATCH_TOKENS
+    for rows, tokens in ((most_rows, most_rows), (max(1, most_tokens // 512), most_tokens)):
+        pace = Pace(fixed, fixed_tokens)
+        pace.ended(rows, tokens, took_s)
+        assert pace.worth_tokens == int(tokens / took_s * FULL_S)
 
 
 @given(st.floats(FULL_S, 60))

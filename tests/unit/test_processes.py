@@ -167,4 +167,3 @@ def test_the_hardware_is_what_computes_and_not_the_machines_name(tmp_path: Path)
     told.add(hardware(tmp_path / "none"))
     assert len(told) == 4
     assert all("cores" in each and "GiB" in each for each in told)
-    assert hardware() == hardware()

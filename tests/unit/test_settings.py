@@ -97,6 +97,22 @@ def test_a_bad_value_is_one_sentence_that_names_the_setting(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["MAX_ROWS", "MAX_DISPATCH_TOKENS", "TOKEN_BUDGET"])
+@pytest.mark.parametrize("value", ["AUTO", "", "0", "many"])
+def test_a_setting_that_is_a_number_or_auto_says_both(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Who wrote neither may have meant either."""
+    monkeypatch.setenv(f"GOLEM_{name}", value)
+    said = (
+        rf"^GOLEM_{name} can't be used: input should be [^;]*, or 'auto'; correct it in the envir"
+    )
+    with pytest.raises(ConfigurationError, match=said):
+        load(WorkerSettings)
+    monkeypatch.setenv(f"GOLEM_{name}", "auto")
+    assert getattr(load(WorkerSettings), name.lower()) == "auto"
+
+
 @pytest.mark.parametrize(
     ("variable", "meant"),
     [
