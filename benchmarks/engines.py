@@ -142,6 +142,11 @@ class _Launched:
     ready_s: float
     log: _Log
 
+    @property
+    def took_s(self) -> float:
+        """See `worker.interfaces.Launched`."""
+        return self.ready_s - self.begun_s
+
     def logits(self) -> list[list[float]]:
         """Wait for the simulated device; (B, 2)."""
         if (wait_s := self.ready_s - time.monotonic()) > 0:

@@ -54,9 +54,7 @@ def start(app: Celery, hostname: str) -> None:
     set_environment()
     try:
         engine = _loader(settings.engine)(settings, index)
-        # A compiled model takes other room.
-        conditions = {"compile": 1} if settings.compile else {}
-        remembered = BudgetFile(settings.state_dir, "ceilings", engine.info, **conditions)
+        remembered = BudgetFile(settings.state_dir, "ceilings", engine.info, **settings.conditions)
         ceiling = _warm_up(engine, remembered)
     except BaseException as exc:  # noqa: BLE001 - whatever a foreign model raises, the parent hears
         error = exc if isinstance(exc, GolemError) else _unexpected(settings, exc)
@@ -92,6 +90,7 @@ def start(app: Celery, hostname: str) -> None:
         dtype=info.dtype,
         device=info.device,
         token_budget=ceiling.tokens,
+        token_ceiling=ceiling.full,
     )
 
 

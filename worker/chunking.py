@@ -26,6 +26,9 @@ _LEAST = 2
 """And where it hasn't: less than this isn't worth a chunk of its own."""
 _CHARS_PER_TOKEN = 4.5
 """Of English, until texts have been seen."""
+_FEWEST_CHARS, _MOST_CHARS = 0.5, 12.0
+"""Of a token, as far as a text is believed: a megabyte of spaces is one of no language."""
+_SMOOTHING = 0.2
 
 
 class Chunker:
@@ -39,7 +42,7 @@ class Chunker:
     def __init__(self, max_tokens: int, max_rows: int) -> None:
         self._max_tokens = max_tokens
         self._max_rows = max_rows
-        self._chars_per_token = _CHARS_PER_TOKEN
+        self._learned: float | None = None
 
     def chunks(self, works: Sequence[Work], token_budget: int) -> list[list[int]]:
         """Indexes of the works, each once: the longest first, in chunks of about the same size."""
@@ -53,17 +56,24 @@ class Chunker:
         return cut(order, shares, chunk_count(sum(shares)))
 
     def learn(self, works: Iterable[Work], encoded: Iterable[Encoded | None]) -> None:
-        """Note how many tokens these works' characters were; None: it wasn't told."""
-        chars = tokens = 0
+        """Note how many tokens these works' characters were; None: it wasn't told.
+
+        One dispatch is no more than a fifth of what is known, and a text that has hardly any tokens
+        for its characters counts by its tokens: neither makes the next dispatch a single chunk.
+        """
+        chars = tokens = 0.0
         for work, each in zip(works, encoded, strict=True):
             if each is not None:
-                chars += _chars(work.item)
+                length = _chars(work.item)
+                chars += min(max(length, _FEWEST_CHARS * each.tokens), _MOST_CHARS * each.tokens)
                 tokens += each.tokens
-        if chars and tokens:
-            self._chars_per_token = chars / tokens
+        if tokens:
+            new = chars / tokens
+            known = new if self._learned is None else self._learned
+            self._learned = known + _SMOOTHING * (new - known)
 
     def _tokens(self, chars: int, work: Work) -> float:
-        tokens = chars / self._chars_per_token
+        tokens = chars / (self._learned or _CHARS_PER_TOKEN)
         return tokens if work.options.on_long == "window" else min(tokens, self._max_tokens)
 
 

@@ -227,7 +227,10 @@ class Classifier:
             self._rescue(run, pending, exc)
             return self._clock()
         now_s = self._clock()
-        forward_ms = round((now_s - max(flight.started_s, free_s)) * 1e3, 3)
+        took_s = flight.launched.took_s
+        if took_s is None:
+            took_s = now_s - max(flight.started_s, free_s)
+        forward_ms = round(took_s * 1e3, 3)
         batch = MicroBatch(len(pending.rows), pending.longest, pending.tokens, forward_ms)
         run.micro_batches.append(batch)
         self._trail.ran(pending.area, now_s)

@@ -1,8 +1,8 @@
 """The loaded model: texts to rows, rows to logits.
 
 Where the model runs; what prepares it for that (`worker.loading`, `worker.device`, `worker.masks`,
-`worker.quantizing`, `worker.bucketing`, `worker.sharing`) and what shows it (`worker.whitebox`)
-knows torch too, and nothing else of the worker does.
+`worker.launching`, `worker.quantizing`, `worker.bucketing`, `worker.sharing`) and what shows it
+(`worker.whitebox`) knows torch too, and nothing else of the worker does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import gc
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ from worker.decoding import activation_for
 from worker.device import choose_device, choose_dtype, hardware_of, set_threads
 from worker.encoding import Encoder
 from worker.failures import is_out_of_memory
-from worker.interfaces import Activation, DeviceLost, Encoded, ModelInfo, Row
+from worker.interfaces import Activation, Encoded, ModelInfo, Row
+from worker.launching import OnTheWay, device_errors, stopwatch
 from worker.loading import LoadedModel, labels_of, load_model, max_tokens_of
 from worker.masks import known_padding
 from worker.settings import WorkerSettings
@@ -38,49 +39,6 @@ __all__ = ["TorchEngine", "build", "load"]
 
 _TOKEN_BUDGETS = {"cpu": 1024, "mps": 4096, "cuda": 16_384}
 """Padded tokens of a micro-batch where nothing was measured."""
-
-_LOST_SIGNS = ("CUDA error", "device-side assert")
-
-
-class _Launched:
-    """Logits on their way from the device."""
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        # On CUDA this queues the one copy, into pinned memory, behind the kernels; nobody waits.
-        self._host = logits.float().to("cpu", non_blocking=logits.is_cuda)  # (B, C)
-        self._copied = _blocking_event() if logits.is_cuda else None
-        if self._copied is not None:
-            # On the stream the copy is on: by itself an event takes the current device's.
-            self._copied.record(torch.cuda.current_stream(logits.device))
-
-    def logits(self) -> list[list[float]]:
-        """See `worker.interfaces.Launched`."""
-        if self._copied is not None:
-            with _device_errors():
-                self._copied.synchronize()
-        logits: list[list[float]] = self._host.tolist()
-        return logits
-
-
-def _blocking_event() -> torch.cuda.Event:
-    """An event whose waiter sleeps; else it burns a core, which another could tokenize on.
-
-    `torch.Event` takes the argument as well, and ignores it.
-    """
-    event: torch.cuda.Event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-    return event
-
-
-@contextlib.contextmanager
-def _device_errors() -> Iterator[None]:
-    """Turn the errors after which CUDA serves this process no more into `DeviceLost`."""
-    try:
-        yield
-    except RuntimeError as exc:
-        text = str(exc)
-        if any(sign in text for sign in _LOST_SIGNS) and not is_out_of_memory(exc):
-            raise DeviceLost(text.splitlines()[0]) from None
-        raise
 
 
 class TorchEngine:
@@ -133,6 +91,7 @@ class TorchEngine:
         self.max_rows = settings.most_rows
         # For any shape from the start (see `compile`): else one would be compiled while jobs wait.
         self._compiled = settings.compile
+        self._has_compiled = False
         self._forward = torch.compile(model, dynamic=True) if settings.compile else model
         takes = inspect.signature(model.forward).parameters
         self._options = {"use_cache": False} if "use_cache" in takes else {}
@@ -156,20 +115,22 @@ class TorchEngine:
         return self._encoder.encode(items, on_long)
 
     @torch.inference_mode()
-    def launch(self, rows: Sequence[Row]) -> _Launched:
+    def launch(self, rows: Sequence[Row]) -> OnTheWay:
         """See `worker.interfaces.Engine`."""
         longest = max(row.length for row in rows)
         if self._compiled:
             longest = max(longest, min(bucketed_length(longest), self.info.max_tokens))
         padded = any(row.length != longest for row in rows)
         # What is compiled has no such look in it: dynamo can't follow it.
-        known = contextlib.nullcontext() if self._compiled else known_padding(padded=padded)
-        with _device_errors(), known:
+        shape = (len(rows), longest)
+        known = contextlib.nullcontext() if self._compiled else known_padding(shape, padded=padded)
+        with device_errors(), known:
             block = self._block(rows, longest)  # (2 or 3, B, T)
+            watch = stopwatch(self._device)
             inputs = {"input_ids": block[0], "attention_mask": block[1]}
             if len(block) > 2:  # noqa: PLR2004 - the third is there or isn't
                 inputs["token_type_ids"] = block[2]
-            return _Launched(self._forward(**inputs, **self._options).logits)
+            return OnTheWay(self._forward(**inputs, **self._options).logits, watch)
 
     def _block(self, rows: Sequence[Row], longest: int) -> torch.Tensor:
         """Ids, mask and type ids, padded, in one tensor: one copy to the device."""
@@ -193,7 +154,7 @@ class TorchEngine:
         """See `worker.interfaces.Engine`."""
         gc.collect()  # a cycle may still hold a frame with tensors in it
         if self._device.type == "cuda":
-            with _device_errors():
+            with device_errors():
                 torch.cuda.synchronize(self._device)  # a lost one says so, whatever said memory
                 torch.cuda.empty_cache()
         elif self._device.type == "mps":
@@ -214,7 +175,7 @@ class TorchEngine:
         Raises:
             ModelLoadError: it can't be compiled here.
         """
-        if not self._compiled:
+        if not self._compiled or self._has_compiled:
             return
         row = self._plain_row()
         # What is compiled serves any number of rows and tokens, apart from one, for which torch
@@ -222,6 +183,7 @@ class TorchEngine:
         # Two are fewer than the tokens, lest both numbers be taken for the same.
         for count in (2, 1):
             self._try([row] * count, smallest=True)
+        self._has_compiled = True
 
     def _plain_row(self) -> Row:
         [encoded] = self.encode([TextItem("warm up")], ["truncate"])
@@ -266,12 +228,12 @@ def load(settings: WorkerSettings, index: int) -> TorchEngine:
     engine = build(settings, index)
     if not isinstance(settings.token_budget, int):
         on_cpu = engine.info.device == "cpu"
-        conditions = {"threads": torch.get_num_threads()} if on_cpu else {}
-        if settings.compile:
-            # Before the clock of the search runs, and before others wait for their turn.
-            engine.compile()
-            conditions["compile"] = 1
-        engine.token_budget = find_budget(engine, settings.state_dir, **conditions)
+        threads = {"threads": torch.get_num_threads()} if on_cpu else {}
+        # Before the clock of the search runs, and before others wait for their turn.
+        engine.compile()
+        engine.token_budget = find_budget(
+            engine, settings.state_dir, **threads, **settings.conditions
+        )
     return engine
 
 

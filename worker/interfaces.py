@@ -105,6 +105,15 @@ class Launched(Protocol):
     def logits(self) -> list[list[float]]:
         """Wait for the device and return the logits, (B, C); to be called once."""
 
+    @property
+    def took_s(self) -> float | None:
+        """Seconds the device computed them, known once they are there; None: it can't tell.
+
+        Then the caller's clock counts, from the launch, or the end of the one before, until the
+        logits are read: on a device that is given work ahead that is too much, by what the caller
+        did meanwhile.
+        """
+
 
 class Engine(Protocol):
     """A loaded model."""

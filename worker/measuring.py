@@ -13,6 +13,7 @@ from worker.packing import ENOUGH_BUDGETS
 from worker.processes import Report
 from worker.requests import BatchedRequest
 from worker.settings import WorkerSettings
+from worker.tuning import LAST
 
 __all__ = ["Measure", "dispatch_tokens", "limits", "measure", "waiting"]
 
@@ -26,6 +27,8 @@ MOST_TOKENS_PER_CHAR = 4
 MOST_OF_WINDOWS, MOST_OF_PAIRED_WINDOWS = 2, 6
 """Times a text counts that is read in windows: they overlap by a quarter, and the shorter text of a
 pair, up to three quarters of a window, is in each."""
+_GPUS = ("cuda", "mps")
+"""As torch names them. An engine of somebody's own may run on whatever it calls otherwise."""
 _DAY_S = 86_400
 
 
@@ -43,13 +46,14 @@ def dispatch_tokens(settings: WorkerSettings, reports: Sequence[Report] = ()) ->
     """Most tokens of a dispatch: as set, else a default that fills a GPU several times over.
 
     A GPU's micro-batch may be as large as the default, and little padding needs several of them to
-    choose from (`worker.packing`). A CPU's budget is at most an eighth of it, unless it was set: a
-    larger dispatch would only make interactive jobs wait.
+    choose from (`worker.packing`), also once memory that was short is there again. A CPU's budget
+    is at most an eighth of it, unless it was set: a larger dispatch would only make interactive
+    jobs wait. So it does behind a budget beyond all that are measured, whoever set it.
     """
     if settings.max_dispatch_tokens != "auto":
         return settings.max_dispatch_tokens
-    budgets = [each.token_budget for each in reports if each.device != "cpu"]
-    return max([DISPATCH_TOKENS, *(ENOUGH_BUDGETS * each for each in budgets)])
+    budgets = [each.token_ceiling for each in reports if each.device.startswith(_GPUS)]
+    return max([DISPATCH_TOKENS, *(ENOUGH_BUDGETS * min(LAST, each) for each in budgets)])
 
 
 def waiting(

@@ -70,7 +70,9 @@ class Report:
     dtype: str = ""
     device: str = ""
     token_budget: int = 0
-    """Padded area of a micro-batch that suits the device."""
+    """Padded area of a micro-batch now."""
+    token_ceiling: int = 0
+    """The same before any out of memory, as it suits the device."""
 
 
 def count(settings: WorkerSettings) -> int:

@@ -131,6 +131,14 @@ class WorkerSettings(ClientSettings):
     )
 
     @property
+    def conditions(self) -> dict[str, int]:
+        """What a token budget that was learned holds for, beside the model and the device.
+
+        A compiled model has another speed, and takes other room.
+        """
+        return {"compile": 1} if self.compile else {}
+
+    @property
     def rows(self) -> int:
         """Texts of a full dispatch, as far as it is known before the first."""
         return LEAST_ROWS if self.max_rows == "auto" else self.max_rows

@@ -230,7 +230,7 @@ def _model(reports: list[Report]) -> dict[str, Any]:
         "dtype": first.dtype,
         "device": ",".join(sorted({each.device for each in reports})),
         "token_budget": first.token_budget,
-        "token_ceiling": first.token_budget,
+        "token_ceiling": first.token_ceiling,
     }
 
 

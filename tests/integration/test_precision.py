@@ -202,8 +202,12 @@ def test_the_search_for_a_token_budget_measures_no_compilation(
     [file] = (tmp_path / "state" / "speeds").iterdir()
     kept = json.loads(file.read_text())
     assert (kept["compile"], kept["token_budget"]) == (1, compiled.token_budget)
+    launched: list[int] = []
+    launch = compiled.launch
+    monkeypatch.setattr(compiled, "launch", lambda rows: launched.append(len(rows)) or launch(rows))
     with torch.compiler.set_stance("fail_on_recompile"):
         compiled.warm_up(compiled.token_budget)
+        assert len(launched) == 2  # its own, and none of those that compile
         classify(compiled, ["good", "the film is not bad"])
     engine(folder, **asked)
     assert len(list((tmp_path / "state" / "speeds").iterdir())) == 2

@@ -15,7 +15,7 @@ from golem_tasks._redis import broker_server
 from golem_tasks._wire import Message
 from golem_tasks.embedded import EmbeddedServer
 from golem_tasks.settings import ClientSettings
-from tests.support.fake_engine import expected_label
+from tests.support.fake_engine import FakeEngine, expected_label
 from tests.support.fake_workers import (
     EXPIRES_S,
     FakeWorker,
@@ -26,6 +26,7 @@ from tests.support.fake_workers import (
     send_all,
 )
 from tests.support.waiting import wait_until
+from worker.budget_file import BudgetFile
 
 
 @pytest.fixture
@@ -52,11 +53,24 @@ def test_a_deep_queue_fills_its_batches(tmp_path: Path, alone: EmbeddedServer, a
         assert worker.runs == dict.fromkeys(texts, 1)
 
 
-@pytest.mark.parametrize(("device", "expected"), [("cuda:0", [100]), ("cpu", [65, 35])])
+@pytest.mark.parametrize(
+    ("device", "remembered", "expected"),
+    [("cuda:0", None, [100]), ("cuda:0", 4000, [100]), ("cpu", None, [65, 35])],
+)
 def test_a_gpus_dispatch_is_as_large_as_its_budget_asks(
-    tmp_path: Path, alone: EmbeddedServer, app: Celery, device: str, expected: list[int]
+    tmp_path: Path,
+    alone: EmbeddedServer,
+    app: Celery,
+    device: str,
+    remembered: int | None,
+    expected: list[int],
 ) -> None:
-    """A hundred texts of 502 tokens: a GPU's 80,000 hold them all, a CPU has the 32,768 it had."""
+    """A hundred texts of 502 tokens: a GPU's 80,000 hold them all, a CPU has the 32,768 it had.
+
+    So they do where memory was short in an earlier run: it may be there again in this one.
+    """
+    info = FakeEngine(device=device).info
+    BudgetFile(str(tmp_path / "state"), "ceilings", info).store(remembered)
     texts = [f"{number:4} {'words ' * 333}".ljust(2003, ".") for number in range(100)]
     results = send_all(app, texts)
     env = {"FAKE_DEVICES": device, "FAKE_TOKEN_BUDGET": "20000", "GOLEM_PROCESSES": "1"}
@@ -64,6 +78,10 @@ def test_a_gpus_dispatch_is_as_large_as_its_budget_asks(
         check(results, texts)
         wait_until(lambda: sum(worker.dispatches) == 100, "the last batch's line in the log")
         assert worker.dispatches == expected
+        with Golem(settings=ClientSettings(broker_url=alone.url)) as golem:
+            wait_until(lambda: golem.backlog().workers, "the worker to publish its figures")
+            [figures] = golem.backlog().workers
+    assert (figures.token_budget, figures.token_ceiling) == (remembered or 20_000, 20_000)
 
 
 def test_a_job_the_producer_sent_twice_is_computed_once(

@@ -73,6 +73,8 @@ def expected_label(text: str) -> str:
 class _Answered:
     """The device's answer, computed when it is asked for."""
 
+    took_s: float | None = None
+
     def __init__(self, answer: Callable[[], list[list[float]]]) -> None:
         self._answer = answer
 

@@ -213,6 +213,32 @@ def test_the_length_of_a_token_is_learned_from_what_comes() -> None:
     assert sorted(index for chunk in after for index in chunk) == list(range(64))
 
 
+def test_one_odd_text_or_dispatch_hardly_changes_what_was_learned() -> None:
+    """A megabyte of spaces is two tokens, and the next dispatch is cut as the one before."""
+    chunker = Chunker(max_tokens=512, max_rows=256)
+    usual = works(["word " * 40] * 64)
+    tokens = [Encoded((Row([1] * 40),), 40, truncated=False)] * 64
+    chunker.learn(usual, tokens)
+    before = len(chunker.chunks(usual, 300))
+    blank = works([" " * 2**20])
+    nothing = [Encoded((Row([1, 2]),), 2, truncated=False)]
+    chunker.learn([*usual, *blank], [*tokens, *nothing])
+    assert len(chunker.chunks(usual, 300)) == before == 2
+    chunker.learn(blank, nothing)
+    assert len(chunker.chunks(usual, 300)) > 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000)), max_size=8))
+def test_a_token_is_believed_to_have_half_a_character_to_twelve(odd: list[tuple[int, int]]) -> None:
+    """Whatever comes: there are no more chunks than that makes, and no fewer."""
+    chunker = Chunker(max_tokens=10**6, max_rows=10**6)
+    for chars, tokens in odd:
+        chunker.learn(works(["x" * chars]), [Encoded((Row([1]),), tokens, truncated=False)])
+    some = works(["x" * 1200] * 100)
+    assert chunk_count(100 * 100 / 1000) <= len(chunker.chunks(some, 1000))
+    assert len(chunker.chunks(some, 1000)) <= chunk_count(100 * 2400 / 1000)
+
+
 @pytest.mark.parametrize("name", ["short", "mixed", "outlier"])
 @pytest.mark.parametrize("budget", [4096, 16_384])
 def test_chunks_cost_little_padding(name: str, budget: int) -> None:

@@ -14,7 +14,7 @@ from golem_tasks.errors import InferenceError, JobError, OutOfMemory, TextTooLon
 from tests.support.fake_engine import FakeEngine, expected_label, expected_logits
 from worker.ceiling import CALM_S
 from worker.classifier import Classified, Classifier, Work
-from worker.interfaces import DeviceLost, Encoded, Row
+from worker.interfaces import DeviceLost, Encoded, Launched, Row
 
 DEFAULT = Options()
 
@@ -357,6 +357,42 @@ def test_times_come_from_the_clock_and_overlapping_passes_arent_counted_twice() 
     batches = classifier.classify(works("aa", "bb", "cc")).micro_batches
     assert sum(batch.forward_ms for batch in batches) <= (next(ticks) - 1) * 1e3
     assert all(batch.forward_ms > 0 for batch in batches)
+
+
+def test_the_time_of_a_pass_has_no_tokenizing_in_it() -> None:
+    """Where the device tells what it took: 10 ms a token, and each chunk is encoded for 50 s."""
+    now_s = 0.0
+
+    class Answer:
+        def __init__(self, launched: Launched, cost_s: float) -> None:
+            self.took_s: float | None = None
+            self._launched, self._cost_s = launched, cost_s
+
+        def logits(self) -> list[list[float]]:
+            self.took_s = self._cost_s
+            return self._launched.logits()
+
+    class Slow(FakeEngine):
+        def encode(
+            self, items: Sequence[TextItem], on_long: Sequence[OnLong]
+        ) -> list[Encoded | JobError]:
+            nonlocal now_s
+            now_s += 50.0
+            encoded_at_s.append(now_s)
+            return super().encode(items, on_long)
+
+        def launch(self, rows: Sequence[Row]) -> Any:
+            area = len(rows) * max(row.length for row in rows)
+            return Answer(super().launch(rows), 0.01 * area)
+
+    encoded_at_s: list[float] = []
+    texts = sentences(100)
+    engine = Slow(token_budget=75, device="cuda")
+    result = Classifier(engine, clock=lambda: now_s).classify(works(*texts))
+    check(result, texts)
+    assert len(encoded_at_s) > 2
+    for batch in result.micro_batches:
+        assert batch.forward_ms == pytest.approx(10 * batch.rows * batch.longest)
 
 
 def test_a_multi_line_error_reaches_the_producer_as_one_sentence() -> None:

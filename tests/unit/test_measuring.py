@@ -87,9 +87,9 @@ def test_what_breaks_the_contract_counts_as_one(task: str, value: Any) -> None:
 
 
 def reports(device: str, *budgets: int) -> list[Report]:
-    """What processes tell of themselves."""
+    """What processes with these budgets tell of themselves, memory being short at the moment."""
     return [
-        Report(n, 1, ready=True, message="", device=device, token_budget=budget)
+        Report(n, 1, ready=True, message="", device=device, token_budget=1, token_ceiling=budget)
         for n, budget in enumerate(budgets)
     ]
 
@@ -112,3 +112,15 @@ def test_a_cpus_dispatch_and_one_that_is_set_dont_grow(budgets: list[int], fixed
     settings = WorkerSettings(max_dispatch_tokens=fixed)
     for device in ("cpu", "cuda:0"):
         assert dispatch_tokens(settings, reports(device, *budgets)) == fixed
+
+
+@pytest.mark.parametrize("device", ["simulated:0", "cpu:0", "CPU", "GPU.1", "npu"])
+def test_the_dispatch_of_an_engine_of_the_users_own_doesnt_grow(device: str) -> None:
+    """What it calls its device says nothing, and its budget may be that of no device."""
+    assert dispatch_tokens(WorkerSettings(), reports(device, 2**30)) == 32_768
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "mps"])
+def test_a_budget_that_was_set_without_bounds_bounds_the_dispatch_all_the_same(device: str) -> None:
+    """Four of the largest that are ever measured."""
+    assert dispatch_tokens(WorkerSettings(), reports(device, 2**30)) == 262_144
