@@ -2,11 +2,12 @@
 
 The rule is: dispatch at once while a process is idle; while all are busy, collect. So a lone job
 never waits for company, and a deep queue fills every batch without a timer. Where several are idle
-they share what there is, lest one computes all of it while the others look on; and where the others
-are busy but what is left wouldn't fill a batch for each, it is shared with them as well: batches
-get smaller towards the end of a backlog, so that all processes end at about the same time (guided
-self-scheduling, Polychronopoulos and Kuck 1987). An optional linger makes the first job of a batch
-wait a little for others.
+they share what there is, lest one computes all of it while the others look on. Where the others are
+busy but what is here wouldn't fill a batch for each, it is shared with them as well: batches get
+smaller towards the end of a backlog, so that all processes end at about the same time (guided
+self-scheduling, Polychronopoulos and Kuck 1987). Now and then they do so in the midst of one, if a
+second process is done before the buffer is full again; that costs no more than a smaller batch. An
+optional linger makes the first job of a batch wait a little for others.
 
 Order within a batch: a job older than ``max_age_s`` first, whatever its lane (nothing starves);
 then the interactive lane before bulk, then Celery's priority (0 is the highest), then arrival.
