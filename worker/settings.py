@@ -40,8 +40,8 @@ class WorkerSettings(ClientSettings):
     )
     compile: bool = Field(
         False,
-        description="Whether to run the model through torch.compile: faster, and a minute slower "
-        "to start; needs a C++ compiler.",
+        description="Whether to run the model through torch.compile: a minute slower to start, and "
+        "faster on some machines; needs a C++ compiler.",
     )
     calibration: str | None = Field(
         None,
