@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from benchmarks.backlog import Bench
@@ -131,9 +130,9 @@ class Field:
                 self.loops[_INT8] = GolemLoop(Case.of(self._folder, "int8"))
             if _COMPILED in self.wanted:
                 self._compile()
-            if not _unwanted(self.wanted, RUNTIMES):
+            if not set(self.wanted).isdisjoint(RUNTIMES):
                 self.loops |= runtime_loops(self.float32, self._scratch)
-            if not _unwanted(self.wanted, _IN_CREW):
+            if not set(self.wanted).isdisjoint(_IN_CREW):
                 crew = Crew(self._folder, "auto", self.processes, self._scratch / "state")
                 running.enter_context(crew)
                 self.loops |= {name: crew.loop(kind) for name, kind in _IN_CREW.items()}
@@ -142,12 +141,7 @@ class Field:
             self._running = running.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._running.close()
 
     @property
@@ -195,10 +189,6 @@ class Field:
         running.enter_context(worker)
         bench.warm_up(50)
         return queue
-
-
-def _unwanted(wanted: Sequence[str], names: Sequence[str] | Mapping[str, str]) -> bool:
-    return set(wanted).isdisjoint(names)
 
 
 def _timed(loop: Loop, texts: Sequence[str]) -> Run:
